@@ -1,0 +1,787 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# ///
+"""vlm.py: a complete vision-language model in one file of pure Python, without dependencies.
+
+It looks at a handwritten digit and says its name, letter by letter:
+
+    28x28 image -> 8x8 pixels -> the eye -> [VIS_0] [VIS_1] [VIS_2] [BOS] s e v e n
+                                               |       |       |      |   | | | | |
+                                               +------ the mouth -----+---+-+-+-+-+
+                                                                      |   | | | | |
+                                                                      s   e v e n [EOS]
+
+The eye is a bilinear autoencoder; the mouth is a GPT whose attention multiplies two matches. Both
+learn together, from gradients that a scalar autograd engine computes. Read it from top to bottom:
+settings, autograd, layers, eye, mouth, learning, data parallelism, speaking. After these comes the
+comfort: data, weights on disk, command line. MIT licence.
+"""
+import argparse, collections, contextlib, gc, gzip, hashlib, http.client, itertools, json, math
+import multiprocessing, os, random, signal, struct, sys, time, urllib.request, zlib
+from array import array
+from functools import lru_cache, reduce
+from operator import mul
+from pathlib import Path
+
+# ---- Settings: every number that shapes the model or its learning --------------------------------
+# The defaults were chosen by accuracy per second on the 5,000 validation images (see README.md).
+
+SETTINGS = {
+    # name            8x8    14x14  least  what it is
+    'width':          (16,    16,    1,     'numbers in the vector of a token'),
+    'heads':          (4,     4,     1,     'attention heads; they share the width'),
+    'layers':         (1,     1,     1,     'transformer layers'),
+    'mlp':            (1,     1,     1,     'hidden units of the MLP for each number of a vector'),
+    'degree2':        (1,     1,     0,     'vision tokens of degree 2 in the pixels'),
+    'degree3':        (1,     1,     0,     'vision tokens of degree 3'),
+    'degree4':        (1,     1,     0,     'vision tokens of degree 4, products of degree 2'),
+    'steps':          (1000,  1000,  0,     'training steps, one minibatch each'),
+    'batch':          (32,    32,    1,     'images in a minibatch'),
+    'lr':             (0.02,  0.02,  1e-9,  'learning rate at first; it falls linearly to zero'),
+    'reconstruction': (0.15,  0.15,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
+    'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
+}
+MODEL = 'size', 'attention', 'width', 'heads', 'layers', 'mlp', 'degree2', 'degree3', 'degree4'
+BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
+ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
+NORM_EPSILON = 1e-5       # keeps RMSNorm from dividing by zero, also on an all-black image
+SHARE = 4                 # images whose gradients are added up before they are passed on
+
+NAMES = 'zero one two three four five six seven eight nine'.split()
+BOS, EOS = '<', '>'       # begin and end of a sequence: the digit 7 is spoken as <seven>
+VOCABULARY = sorted(set(''.join(NAMES))) + [BOS, EOS]
+LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS among them
+PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
+
+# ---- Autograd: numbers that remember where they came from ----------------------------------------
+# A Value knows its parents and its derivative with respect to each. The chain rule, walked from
+# the last Value back to the first, gives the derivative of the loss with respect to every number
+# it depends on. A node may have any number of parents, in lists: the dot product of two vectors is
+# one node whose parents are these vectors, as they are, and whose derivatives with respect to one
+# are the numbers of the other. Most of this file's speed comes from that.
+
+class Value:
+    """One scalar that can be differentiated."""
+    __slots__ = 'data', 'grad', 'parents', 'derivatives'
+    tape = []  # every computed Value, oldest first: each comes after its parents
+
+    def __init__(self, data, parents=(), derivatives=()):
+        self.data = data                # the number itself
+        self.grad = 0.0                 # derivative of the loss with respect to this number
+        self.parents = parents          # the Values it was computed from: a tuple of lists
+        self.derivatives = derivatives  # of this number with respect to each parent: the same
+        if parents:
+            Value.tape.append(self)
+
+    def __add__(self, other):
+        if isinstance(other, Value):
+            return Value(self.data + other.data, ((self, other),), ((1.0, 1.0),))
+        return Value(self.data + other, ((self,),), ((1.0,),))
+
+    def __mul__(self, other):
+        if isinstance(other, Value):
+            return Value(self.data * other.data, ((self, other),), ((other.data, self.data),))
+        return Value(self.data * other, ((self,),), ((other,),))
+
+    def __pow__(self, exponent):
+        derivative = exponent * self.data ** (exponent - 1)
+        return Value(self.data ** exponent, ((self,),), ((derivative,),))
+
+    def exp(self):
+        """e to the power of self"""
+        data = math.exp(self.data)
+        return Value(data, ((self,),), ((data,),))
+
+    def log(self):
+        """natural logarithm of self"""
+        return Value(math.log(self.data), ((self,),), ((1 / self.data,),))
+
+    def relu(self):
+        """self where it is positive, else the constant 0: neither needs a new node"""
+        return Value(0.0) if self.data <= 0 else self
+
+    def __neg__(self): return self * -1.0
+    def __sub__(self, other): return self + -other
+    def __rsub__(self, other): return -self + other
+    def __truediv__(self, other): return self * other ** -1
+    def __rtruediv__(self, other): return self ** -1 * other
+    __radd__, __rmul__ = __add__, __mul__
+
+    def backward(self):
+        """Add the derivative of self with respect to v to v.grad, for every v it depends on."""
+        for node in Value.tape:  # computed Values start anew; only the others keep adding up
+            node.grad = 0.0
+        self.grad += 1.0
+        for node in reversed(Value.tape):
+            grad = node.grad
+            if grad:
+                for parents, derivatives in zip(node.parents, node.derivatives):
+                    for parent, derivative in zip(parents, derivatives):
+                        parent.grad += grad * derivative
+
+class Vector(list):
+    """A list of Values; `data` has their numbers, as a list of floats."""
+    __slots__ = 'data',
+
+def vector(elements):
+    """Values or floats [n] -> the same [n]: Values as a Vector, floats as a plain list"""
+    if not elements or type(elements[0]) is not Value:
+        return list(elements)
+    out = Vector(elements)
+    out.data = [value.data for value in elements]
+    return out
+
+# ---- Layers: the parts of every transformer ------------------------------------------------------
+# Given Vectors, these functions build the graph that learning needs; given lists of floats, they
+# only calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of
+# a matrix: a list of m rows.
+
+sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
+
+def dot(a, b, start=None):
+    """a [n], b [n] -> start + a.b, in one node; a list of floats b beside a Vector a is constant"""
+    if type(a) is list:
+        return sumprod(a, b) if start is None else start + sumprod(a, b)
+    if type(b) is list:
+        return Value(sumprod(a.data, b), (a,), (b,))
+    if start is None:
+        return Value(sumprod(a.data, b.data), (a, b), (b.data, a.data))
+    return Value(start.data + sumprod(a.data, b.data), (a, b, (start,)), (b.data, a.data, (1.0,)))
+
+def linear(weight, x):
+    """weight [m][n], x [n] -> [m]"""
+    return vector([dot(row, x) for row in weight])
+
+def residual(start, weight, x):
+    """start [m], weight [m][n], x [n] -> start + weight x [m]"""
+    return vector([dot(row, x, v) for v, row in zip(start, weight)])
+
+def add(x, y):
+    """x [n], y [n] -> [n]"""
+    return vector([a + b for a, b in zip(x, y)])
+
+def relu(x):
+    """x [n] -> [n]"""
+    return [max(v, 0.0) for v in x] if type(x) is list else vector([v.relu() for v in x])
+
+def rmsnorm(x):
+    """x [n] -> x * scale [n], of mean square 1;   dscale / dx_j = -x_j scale^3 / n
+
+    Zhang and Sennrich 2019, without their gain.
+    """
+    numbers = x if type(x) is list else x.data
+    scale = (sumprod(numbers, numbers) / len(x) + NORM_EPSILON) ** -0.5
+    if type(x) is list:
+        return [v * scale for v in x]
+    node = Value(scale, (x,), ([-v * scale ** 3 / len(x) for v in numbers],))
+    return vector([Value(v.data * scale, ((v, node),), ((scale, v.data),)) for v in x])
+
+def split(x, n):
+    """x [m * n] -> [m][n]"""
+    return [vector(x[i:i + n]) for i in range(0, len(x), n)]
+
+def softmax(logits, temperature=1.0):
+    """logits [n] -> probabilities [n];   dp_i / dlogit_j = p_i (1[i = j] - p_j) / temperature"""
+    numbers = logits if type(logits) is list else logits.data
+    highest = max(numbers)  # subtracting it changes no ratio and keeps exp from overflowing
+    exps = [math.exp((z - highest) / temperature) for z in numbers]
+    total = sum(exps)
+    probs = [e / total for e in exps]
+    if type(logits) is list:
+        return probs
+    rows = [[-p * q / temperature for q in probs] for p in probs]
+    for i, p in enumerate(probs):
+        rows[i][i] += p / temperature
+    return vector([Value(p, (logits,), (row,)) for p, row in zip(probs, rows)])
+
+def cross_entropy(logits, target):
+    """logits [n], index of the right one -> -log p_target;   d / dlogit_j = p_j - 1[j = target]"""
+    probs = softmax(logits.data)
+    loss = -math.log(max(probs[target], sys.float_info.min))  # the smallest float, not log(0)
+    probs[target] -= 1
+    return Value(loss, (logits,), (probs,))
+
+# ---- The eye: a bilinear autoencoder -------------------------------------------------------------
+# A latent of degree d is the product of d dot products with the image: it answers where all of d
+# patterns match. The latents of degree 2, f_j = (l_j.x)(r_j.x), form a bilinear autoencoder (Dooms
+# and Gauderis 2025, arXiv:2510.16820): with the same l_j and r_j, the sum of f_j l_j (x) r_j is to
+# rebuild x (x) x, the products of all pairs of pixels. A vision token is made of `width` latents.
+
+@lru_cache(maxsize=None)
+def bins(side, size):
+    """When `side` pixels become `size` bins: the first pixel of each, its shares from there on"""
+    edges = [i * side / size for i in range(size + 1)]
+    return [(int(a), [(min(b, p + 1) - max(a, p)) * size / side
+                      for p in range(int(a), math.ceil(b))]) for a, b in zip(edges, edges[1:])]
+
+def downscale(pixels, size):
+    """pixels [side * side] -> [size * size]: area averages, where a bin may own part of a pixel"""
+    side = math.isqrt(len(pixels))
+    lines = [pixels[column::side] for column in range(side)]
+    for _ in range(2):  # shrink all columns, which leaves rows; then all rows
+        lines = list(zip(*[[dot(shares, line[start:start + len(shares)])
+                            for start, shares in bins(side, size)] for line in lines]))
+    return [v for column in zip(*lines) for v in column]
+
+def latents(weights, degree, inputs):
+    """inputs [factors][n] -> [latents of this degree]: products of one dot product per factor"""
+    matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
+    return vector([reduce(mul, map(dot, rows, inputs)) for rows in zip(*matrices)])
+
+def see(weights, width, x):
+    """image x [n] -> vision tokens [tokens][width], latents of degree 2 [k]"""
+    two = latents(weights, 2, (x, x))
+    three = latents(weights, 3, (x, x, x))
+    four = []
+    if weights['eye.degree4.0']:  # BAE x BAE: products of two normalised halves of the code `two`
+        four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
+    return split(two + three + four, width), two
+
+def gram(left, right):
+    """left, right [k][n] -> lower half [k][<= k] of the symmetric matrix (l_i.l_j)(r_i.r_j)"""
+    return [[dot(left[i], left[j]) * dot(right[i], right[j]) for j in range(i + 1)]
+            for i in range(len(left))]
+
+def mirror(half):
+    """lower half [k][<= k] -> the whole symmetric matrix [k][k]"""
+    n = range(len(half))
+    return [vector([half[max(i, j)][min(i, j)] for j in n]) for i in n]
+
+def reconstruction_error(products, f, x):
+    """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j (x) r_j - x (x) x||^2 / n^2"""
+    reconstruction = dot(linear(products, f), f)  # the kernel trick of the same paper: these three
+    cross = dot(f, f)                             # terms need no vector of n^2 numbers
+    constant = dot(x, x) ** 2
+    return (reconstruction - 2 * cross + constant) / len(x) ** 2
+
+# ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
+# One sequence, [VIS_0 ... VIS_k] [BOS] s e v e n: each position attends to itself and to those
+# before it, and each letter predicts the next. Attention scores how well a query matches a key;
+# the tensor product cuts both in half and multiplies two matches, (q1.k1)(q2.k2), which is the
+# inner product of q1 (x) q2 with k1 (x) k2. Each position runs once and leaves its keys and values
+# in a cache for the later ones, in learning as in speaking.
+
+def attention(query, keys, values):
+    """query [pieces][n], keys [time][pieces][n], values [time][heads][width / heads] -> [width]"""
+    heads = len(values[0])
+    pieces = len(query) // heads           # of a head: 1 for dot attention, 2 for tensor product
+    spread = len(query[0]) ** (pieces / 2)  # of a score, if each number has variance 1: for one
+    out = []                               # piece it is sqrt(n), as in Vaswani et al. 2017
+    for head in range(heads):
+        own = slice(head * pieces, (head + 1) * pieces)
+        scores = [reduce(mul, map(dot, query[own], key[own])) for key in keys]
+        weights = softmax(vector(scores), temperature=spread)
+        out += [dot(weights, vector(column)) for column in zip(*[v[head] for v in values])]
+    return vector(out)
+
+def transformer(weights, settings, x, cache, read=True):
+    """One position: x [width], cache [layers] of earlier keys and values -> logits [vocabulary]"""
+    head_width = settings.width // settings.heads
+    piece = head_width // 2 if settings.attention == 'tensor' else head_width
+    for layer, (keys, values) in enumerate(cache):
+        query, key, value, output, up, down = [weights[f'layer{layer}.{part}'] for part in PARTS]
+        h = rmsnorm(x)
+        keys.append(split(linear(key, h), piece))
+        values.append(split(linear(value, h), head_width))
+        if not read and layer == len(cache) - 1:
+            return None  # a vision token: nobody reads more of it than its last key and value
+        x = residual(x, output, attention(split(linear(query, h), piece), keys, values))
+        x = residual(x, down, relu(linear(up, rmsnorm(x))))
+    return linear(weights['head'], rmsnorm(x))
+
+def look(weights, settings, pixels):
+    """pixels [side * side] -> image x [n], cache of the vision tokens, latents of degree 2 [k]"""
+    x = rmsnorm(downscale(pixels, settings.size))
+    tokens, code = see(weights, settings.width, x)
+    cache = [([], []) for _ in range(settings.layers)]
+    for token, position in zip(tokens, weights['position']):
+        transformer(weights, settings, add(token, position), cache, read=False)
+    return x, cache, code
+
+def next_logits(weights, settings, letter, cache):
+    """a letter, cache of all before it -> logits of the letter after it [vocabulary]"""
+    position = weights['position'][len(cache[0][0])]
+    x = add(weights['letter'][VOCABULARY.index(letter)], position)
+    return transformer(weights, settings, x, cache)
+
+# ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
+# The loss of an image is the mean cross-entropy over the letters of its name and EOS, plus the
+# weighted reconstruction error. A step averages the gradient over a minibatch, and Adam turns it
+# into a change of the weights.
+
+def matrix_shapes(settings):
+    """The model's matrices: name -> (rows, columns)"""
+    width, pixels, code = settings.width, settings.size ** 2, settings.degree2 * settings.width
+    shapes = {}
+    for degree, factors, rows, columns in ((2, 2, code, pixels),
+                                           (3, 3, settings.degree3 * width, pixels),
+                                           (4, 2, settings.degree4 * width, max(code // 2, 1))):
+        for factor in range(factors):
+            shapes[f'eye.degree{degree}.{factor}'] = rows, columns
+    for layer in range(settings.layers):
+        shapes.update({f'layer{layer}.{part}': (width, width) for part in PARTS})
+        shapes[f'layer{layer}.up'] = settings.mlp * width, width
+        shapes[f'layer{layer}.down'] = width, settings.mlp * width
+    tokens = settings.degree2 + settings.degree3 + settings.degree4
+    shapes['position'] = tokens + LONGEST, width
+    shapes['letter'] = shapes['head'] = len(VOCABULARY), width
+    return shapes
+
+def first_weights(settings):
+    """Random matrices that keep variance; those that add to a residual, and the head, are zero."""
+    rng, weights = random.Random(settings.seed), {}
+    for name, (rows, columns) in matrix_shapes(settings).items():
+        spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
+        weights[name] = [vector([Value(rng.gauss(0, spread)) for _ in range(columns)])
+                         for _ in range(rows)]
+    return weights
+
+def numbers(weights):
+    """The same matrices in floats, for speaking"""
+    return {name: [row.data for row in matrix] for name, matrix in weights.items()}
+
+def assign(weights, data):
+    """Give the weights new numbers, from a flat list."""
+    data = iter(data)
+    for row in itertools.chain(*weights.values()):
+        row.data = list(itertools.islice(data, len(row)))
+        for value, number in zip(row, row.data):
+            value.data = number
+
+def image_loss(weights, settings, products, pixels, label):
+    """pixels [side * side], their digit -> cross-entropy, reconstruction error"""
+    x, cache, code = look(weights, settings, pixels)
+    text = BOS + NAMES[label] + EOS
+    losses = [cross_entropy(next_logits(weights, settings, letter, cache), VOCABULARY.index(target))
+              for letter, target in zip(text, text[1:])]
+    wanted = settings.reconstruction and code
+    error = reconstruction_error(products, code, x) if wanted else Value(0.0)
+    return sum(losses) / len(losses), error
+
+def gradients(weights, settings, half, shares):
+    """[shares][(pixels, digit)] -> of each share two losses, gradient [weights, gram entries]"""
+    gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
+    half = [[Value(number) for number in row] for row in half]
+    products = mirror(half)
+    leaves = [v for matrix in [*weights.values(), half] for row in matrix for v in row]
+    out = []
+    for share in shares:
+        totals = [0.0, 0.0]
+        for leaf in leaves:
+            leaf.grad = 0.0
+        for pixels, label in share:
+            losses = image_loss(weights, settings, products, pixels, label)
+            ((losses[0] + settings.reconstruction * losses[1]) / settings.batch).backward()
+            Value.tape.clear()  # gives back the memory of this image's graph
+            totals = [total + loss.data for total, loss in zip(totals, losses)]
+        out.append((totals, array('d', [leaf.grad for leaf in leaves])))
+    gc.enable()
+    return out
+
+def adam(data, grad, m, v, step, lr):
+    """weights, gradient, its running mean, that of its square -> new weights, m, v; all [count]"""
+    m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
+    v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
+    c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # both means began at zero
+    data = [w - lr * (a / c1) / (math.sqrt(b / c2) + ADAM_EPSILON) for w, a, b in zip(data, m, v)]
+    return data, m, v  # Kingma and Ba 2015
+
+def learn(weights, settings, examples, team=None):
+    """Train on endless examples (pixels, digit); after each step yield its two losses."""
+    team = team or Team(weights, settings, jobs=1)
+    values = list(itertools.chain(*itertools.chain(*weights.values())))
+    m = v = [0.0] * len(values)
+    left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
+    if not settings.reconstruction:
+        left = right = []  # then nobody reads the gram
+    for step in range(settings.steps):
+        batch = list(itertools.islice(examples, settings.batch))
+        # The gram depends on the weights alone, so it is made once per batch, in floats. To an
+        # image its entries are leaves of the graph; afterwards the chain rule goes on from their
+        # gradients to l and r.
+        half = gram([row.data for row in left], [row.data for row in right])
+        shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
+        losses, grads = zip(*team.map(gradients, half, shares))
+        grad = list(map(sum, zip(*grads)))  # in the order of the shares, whoever computed them
+        for value, g in zip(values, grad):
+            value.grad = g
+        if half:
+            products = vector(list(itertools.chain(*gram(left, right))))
+            dot(products, grad[len(values):]).backward()
+            Value.tape.clear()
+        data, m, v = adam([value.data for value in values], [value.grad for value in values], m, v,
+                          step + 1, settings.lr * (1 - step / settings.steps))
+        assign(weights, data)
+        yield [sum(column) / len(batch) for column in zip(*losses)]
+
+# ---- Many hands: data parallelism ----------------------------------------------------------------
+# The images of a minibatch do not need one another, so several processes can work on them. Sums of
+# floats depend on their order: so a minibatch is always cut into the same shares, whose gradients
+# come back and are always summed in the same order. Any number of processes thus learns the same
+# weights, to the last bit.
+
+class Team:
+    """This process and jobs - 1 others, between whom a list of work is shared out."""
+    def __init__(self, weights, settings, jobs):
+        self.weights, self.settings, self.others = weights, settings, []
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit this:
+        try:                                                         # Ctrl-C is ours to handle
+            for _ in range(jobs - 1):
+                ours, theirs = multiprocessing.Pipe()
+                process = multiprocessing.Process(target=follow, args=(theirs, ours, settings))
+                process.daemon = True  # ends with this process
+                process.start()
+                theirs.close()
+                self.others.append((process, ours))
+        except OSError as error:
+            print(f'no further process can be started ({error}): going on with '
+                  f'{len(self.others) + 1}', file=sys.stderr)
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
+
+    def map(self, task, common, items):
+        """task(weights, settings, common, share of items) in each process -> results, in order"""
+        count = len(self.others) + 1
+        shares = [items[rank::count] for rank in range(count)]
+        data = array('d', itertools.chain(*(row.data for m in self.weights.values() for row in m)))
+        for (_, pipe), share in zip(self.others, shares[1:]):
+            with contextlib.suppress(OSError):  # a process that died: noticed below
+                pipe.send((task, data, common, share))
+        out = [None] * len(items)
+        out[::count] = task(self.weights, self.settings, common, shares[0])
+        for rank, (process, pipe) in enumerate(list(self.others), 1):
+            try:
+                out[rank::count] = pipe.recv()
+            except (EOFError, OSError):
+                print('a process died: the others do its work', file=sys.stderr)
+                self.others.remove((process, pipe))
+                out[rank::count] = task(self.weights, self.settings, common, shares[rank])
+        return out
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process, pipe in self.others:
+            process.terminate()
+            process.join()
+            pipe.close()
+
+def follow(pipe, parents_end, settings):
+    """What the other processes do: take weights and a share of work, send back results."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    parents_end.close()  # so that the pipe ends when that process does
+    weights = first_weights(settings)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            task, data, common, share = pipe.recv()
+            assign(weights, data)
+            pipe.send(task(weights, settings, common, share))
+
+# ---- Speaking: greedy decoding -------------------------------------------------------------------
+# The mouth speaks the most probable letter, hears itself say it, and goes on until it says EOS.
+
+def speak(weights, settings, products, pixels):
+    """pixels [side * side], weights in floats -> the name it speaks, its reconstruction error"""
+    x, cache, code = look(weights, settings, pixels)
+    text = BOS
+    while len(text) <= LONGEST and not text.endswith(EOS):
+        logits = next_logits(weights, settings, text[-1], cache)
+        text += VOCABULARY[logits.index(max(logits))]
+    return text[1:].rstrip(EOS), reconstruction_error(products, code, x)
+
+def answers(weights, settings, _, images):
+    """[pixels] -> per image the name it speaks, its reconstruction error"""
+    floats = numbers(weights)
+    products = mirror(gram(floats['eye.degree2.0'], floats['eye.degree2.1']))
+    return [speak(floats, settings, products, pixels) for pixels in images]
+
+# That was the algorithm; what follows is comfort.
+
+# ---- Data: MNIST, downloaded when it is missing, or the digits bundled in data/ ------------------
+
+MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
+           'https://ossci-datasets.s3.amazonaws.com/mnist/']
+TIMEOUT = 5  # seconds without an answer, until the next mirror is tried
+MNIST = {    # the files, with the SHA-256 of their decompressed content
+    'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
+}
+
+def find(folder, name):
+    """The path of an IDX file, raw or else gzipped; None where there is neither."""
+    return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
+
+def read_idx(folder, name, *shape):
+    """The items of an IDX file, each of this shape: (rows, columns) for images, () for labels"""
+    path = find(folder, name) or folder / name
+    try:
+        content = path.read_bytes()
+        if path.suffix == '.gz':
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        sys.exit(f'vlm.py: {path} cannot be read: {error}')
+    start, expected = 8 + 4 * len(shape), (2049 + len(shape), *shape)
+    magic, count, *sides = struct.unpack_from(f'>{start // 4}I', content.ljust(start, b'\0'))
+    if (magic, *sides) != expected:
+        sys.exit(f'vlm.py: {path} has magic and size {(magic, *sides)}, not {expected}')
+    if not count or len(content) - start != count * math.prod(shape):
+        sys.exit(f'vlm.py: {path} holds {len(content) - start} bytes, where its header promises '
+                 f'{count} times {math.prod(shape)}')
+    return [content[i:i + math.prod(shape)] for i in range(start, len(content), math.prod(shape))]
+
+def read_digits(folder, kind, side):
+    """The digits of a folder: [(pixels, digit)]"""
+    images = read_idx(folder, f'{kind}-images-idx3-ubyte', side, side)
+    labels = read_idx(folder, f'{kind}-labels-idx1-ubyte')
+    if len(images) != len(labels):
+        sys.exit(f'vlm.py: {folder} has {len(images)} {kind} images but {len(labels)} labels')
+    if max(labels) > b'\x09':
+        sys.exit(f'vlm.py: {folder} has a {kind} label {ord(max(labels))}; labels are 0 to 9')
+    return [(pixels, ord(label)) for pixels, label in zip(images, labels)]
+
+def shuffled(digits, seed):
+    """Training examples without end; the last twelfth, of MNIST 5,000, is kept for validation."""
+    rng, digits = random.Random(seed), digits[:len(digits) - len(digits) // 12]
+    while True:
+        rng.shuffle(digits)
+        yield from digits
+
+def write_file(path, content):
+    """Write bytes under a temporary name, then rename: whole or not at all. b'' only rehearses."""
+    path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
+    part = path.parent / f'{path.name}.{os.getpid()}.part'
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, 'it is not a regular file')
+        part.write_bytes(content)
+        if content:
+            os.replace(part, path)
+    except OSError as error:
+        sys.exit(f'vlm.py: {path} cannot be written: {error.strerror}')
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+def download(folder, name):
+    """Fetch a file of MNIST from the first mirror that has it right -> whether one answered"""
+    wrong = []
+    for mirror in MIRRORS:
+        content = b''
+        try:
+            with urllib.request.urlopen(f'{mirror}{name}.gz', timeout=TIMEOUT) as response:
+                while chunk := response.read(1 << 16):
+                    progress(f'downloading {name}.gz: {len(content) // 1000:,} kB', not content)
+                    content += chunk
+            progress(f'downloaded {name}.gz: {len(content) // 1000:,} kB', last=True)
+        except (OSError, ValueError, http.client.HTTPException):
+            continue
+        try:
+            digest = hashlib.sha256(gzip.decompress(content)).hexdigest()
+        except (OSError, EOFError, zlib.error):
+            digest = 'none: it is not even gzip'
+        if digest == MNIST[name]:
+            folder.mkdir(exist_ok=True)
+            write_file(folder / f'{name}.gz', content)
+            return True
+        wrong.append(mirror)
+    if wrong:
+        sys.exit(f'vlm.py: wrong content for {name}.gz from {" and ".join(wrong)}')
+    return False
+
+def load_digits(folder, size):
+    """The digits to learn from, those to test on: from a folder, or data/ beside this file"""
+    home = Path(__file__).resolve().parent / 'data' if folder is None else Path(folder)
+    if folder is not None and not os.path.isdir(folder):
+        sys.exit(f'vlm.py: --data {home} is not a folder that exists')
+    if all(find(home, name) or download(home, name) for name in MNIST):
+        return read_digits(home, 'train', 28), read_digits(home, 't10k', 28)
+    if folder is not None or size != 8 or not find(home, 'optdigits-train-images-idx3-ubyte'):
+        sys.exit(f'vlm.py: MNIST cannot be downloaded: connect to the network, or put its four '
+                 f'files ({", ".join(MNIST)}, raw or .gz) into {home}')
+    train, test = [read_digits(home, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
+    print(f'MNIST cannot be downloaded, so the bundled digits are used: {len(train):,} to learn '
+          f'from, {len(test)} to test on. Connect to the network to get MNIST.', file=sys.stderr)
+    return train, test
+
+# ---- Weights on disk -----------------------------------------------------------------------------
+
+def complaint(settings):
+    """What is wrong with these settings; None if nothing is."""
+    for name, (default, _, least, _) in SETTINGS.items():
+        value = getattr(settings, name)
+        if type(value) is not type(default) or not least <= value <= 1e9:
+            return f'{name} must be a number from {least} to 1e9, not {value!r}'
+    if repr(settings.size) not in ('8', '14'):  # not even 8.0
+        return f'size must be 8 or 14, not {settings.size!r}'
+    if settings.attention not in ('tensor', 'dot'):
+        return f'attention must be tensor or dot, not {settings.attention!r}'
+    if settings.width % settings.heads:
+        return f'width {settings.width} cannot be shared by {settings.heads} heads'
+    if settings.attention == 'tensor' and settings.width // settings.heads % 2:
+        return f'tensor attention cannot halve a head of width {settings.width // settings.heads}'
+    if not settings.degree2 + settings.degree3:
+        return 'there must be a vision token of degree 2 or 3'
+    if settings.degree4 and (not settings.degree2 or settings.degree2 * settings.width % 2):
+        return 'degree 4 needs an even number of latents of degree 2'
+    return None
+
+def save(path, weights, settings):
+    """Write the model's settings and weights to a JSON file."""
+    chosen = {name: getattr(settings, name) for name in MODEL}
+    document = {'settings': chosen, 'weights': numbers(weights)}
+    try:
+        write_file(path, json.dumps(document, allow_nan=False).encode())
+    except ValueError:
+        sys.exit('vlm.py: the weights are not finite, so they are not saved; a lower --lr may help')
+
+def load(path):
+    """The settings and weights of a file by save(), checked."""
+    try:
+        document = json.loads(path.read_bytes())
+        chosen, weights = document['settings'], document['weights']
+        defaults = {name: row[0] for name, row in SETTINGS.items()}
+        settings = argparse.Namespace(**{**defaults, **chosen})
+        valid = (set(chosen) == set(MODEL) and not complaint(settings)
+                 and settings.layers <= len(weights) == len(matrix_shapes(settings)))
+        for name, (rows, columns) in matrix_shapes(settings).items() if valid else ():
+            valid &= len(weights[name]) == rows and {len(row) for row in weights[name]} <= {columns}
+            valid &= all(type(v) in (int, float) and math.isfinite(v)
+                         for row in weights[name] for v in row)
+    except OSError as error:
+        sys.exit(f'vlm.py: {path} cannot be read: {error.strerror}')
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        valid = False
+    if not valid:
+        sys.exit(f'vlm.py: {path} is damaged, or not a weights file of vlm.py')
+    return chosen, {name: [vector([Value(float(v)) for v in row]) for row in matrix]
+                    for name, matrix in weights.items()}
+
+# ---- Command line --------------------------------------------------------------------------------
+
+def progress(text, milestone=True, last=False):
+    """To standard error: on a terminal one line that updates, elsewhere only the milestones."""
+    if sys.stderr.isatty():
+        print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
+    elif milestone:
+        print(text, file=sys.stderr, flush=True)
+
+def parse(argv):
+    """Command line -> settings, weights to start from (None: random ones)"""
+    parser = argparse.ArgumentParser(
+        prog='vlm.py', argument_default=argparse.SUPPRESS,
+        description='A vision-language model in pure Python: it learns to look at handwritten '
+        'digits and say their names, then reports how many of the test images it names right.')
+    option = parser.add_argument
+    option('--size', type=int, metavar='N', help='pixels on a side, 8 or 14 (default: 8)')
+    option('--attention', metavar='SCORE', help='tensor or dot (default: tensor)')
+    for name, (small, large, _, meaning) in SETTINGS.items():
+        default = f'{small}' if small == large else f'{small}; size 14: {large}'
+        option(f'--{name}', type=type(small), metavar='X' if type(small) is float else 'N',
+               help=f'{meaning} (default: {default})')
+    option('--test', type=int, metavar='N', help='test images to report on (default: all)')
+    option('--jobs', type=int, metavar='N', help='processes that share the work (default: one for '
+           'each processor, at most the batch)')
+    option('--data', metavar='FOLDER', help="where MNIST's four files are or, if missing, are put "
+           '(default: data/ beside vlm.py)')
+    option('--save', type=Path, metavar='FILE', help='write the weights to this file, as JSON')
+    option('--load', type=Path, metavar='FILE', help='start from these weights; with --steps 0, '
+           'only speak')
+    given = vars(parser.parse_args(argv))
+    chosen, weights = load(given['load']) if 'load' in given else ({}, None)
+    for name, value in chosen.items():
+        if given.get(name, value) != value:
+            parser.error(f'{name} {given[name]} contradicts {given["load"]}, which has {value}')
+    size = {**chosen, **given}.get('size', 8)
+    defaults = {name: row[size == 14] for name, row in SETTINGS.items()}
+    rest = {'size': size, 'attention': 'tensor', 'test': 10 ** 9, 'data': None, 'save': None}
+    settings = argparse.Namespace(**{**rest, **defaults, **chosen, **given})
+    affinity = getattr(os, 'sched_getaffinity', None)  # Linux: the processors open to this process
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    settings.jobs = min(given.get('jobs', processors), settings.batch)
+    problem = complaint(settings) or (min(settings.test, settings.jobs) < 1
+                                      and 'test and jobs must be at least 1')
+    if problem:
+        parser.error(problem)
+    return settings, weights
+
+def train(weights, settings, examples):
+    """Learn, showing progress, until the last step or until Ctrl-C."""
+    start, recent = time.monotonic(), collections.deque(maxlen=100)  # losses of the last steps
+    try:
+        with Team(weights, settings, settings.jobs) as team:
+            for step, losses in enumerate(learn(weights, settings, examples, team), 1):
+                recent.append(losses)
+                letters, image = [sum(column) / len(recent) for column in zip(*recent)]
+                loss = letters + settings.reconstruction * image
+                if not math.isfinite(loss):
+                    progress('', milestone=False, last=True)
+                    sys.exit(f'vlm.py: loss {loss} at step {step}: a lower --lr may help')
+                rate = step / (time.monotonic() - start)
+                progress(f'step {step}/{settings.steps}  loss {loss:.3f} (letters {letters:.3f}, '
+                         f'image {image:.3f})  {rate * settings.batch:.0f} images/s  '
+                         f'{(settings.steps - step) / rate:.0f} s left',
+                         step % 100 == 0, step == settings.steps)
+    except KeyboardInterrupt:
+        print('\ninterrupted: on to the report (Ctrl-C again to stop at once)', file=sys.stderr)
+
+def report(weights, settings, digits):
+    """Speak the names of test images; print the first twenty, and how many were right."""
+    try:
+        '✓✗'.encode(sys.stdout.encoding)
+        marks = '✗✓'
+    except UnicodeEncodeError:
+        marks = 'x+'
+    digits, right, errors = digits[:settings.test], 0, []
+    with Team(weights, settings, settings.jobs) as team:
+        for start in range(0, len(digits), 20 * settings.jobs):
+            part = digits[start:start + 20 * settings.jobs]
+            spoken = team.map(answers, None, [pixels for pixels, _ in part])
+            for (_, label), (text, error) in zip(part, spoken):
+                if len(errors) < 20:
+                    mark = marks[text == NAMES[label]]
+                    print(f'[{label}] true: {NAMES[label]} | generated: {text} {mark}', flush=True)
+                right += text == NAMES[label]
+                errors.append(error)
+            progress(f'tested {len(errors)}/{len(digits)} images', len(errors) % 1000 == 0,
+                     len(errors) == len(digits))
+    count, z = len(digits), 1.96  # standard deviations that hold 95% of a normal distribution
+    share = right / count
+    middle = share + z * z / (2 * count)  # the interval of E. B. Wilson, 1927
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = [max(0, 100 * (middle + d) / (1 + z * z / count)) for d in (-spread, spread)]
+    print(f'reconstruction error: {sum(errors) / count:.3f} (1.0 = reconstructs nothing)')
+    print(f'test accuracy: {right}/{count} = {share:.2%} (95% interval {low:.2f}-{high:.2f})')
+
+def main(argv=None):
+    """Learn, save, report."""
+    settings, weights = parse(argv)
+    if settings.save:
+        write_file(settings.save, b'')
+    training, test = load_digits(settings.data, settings.size)
+    weights = weights or first_weights(settings)
+    count = sum(len(row) for matrix in weights.values() for row in matrix)
+    print(f'{count:,} parameters')
+    for names in MODEL, ('steps', 'batch', 'lr', 'reconstruction', 'seed'):
+        print(', '.join(f'{name} {getattr(settings, name)}' for name in names))
+    print(f'{len(training):,} images to learn from, {len(test):,} to test on', flush=True)
+    train(weights, settings, shuffled(training, settings.seed))
+    if settings.save:
+        save(settings.save, weights, settings)
+    report(weights, settings, test)
+    sys.stdout.flush()
+
+if __name__ == '__main__':
+    sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        sys.exit(f'vlm.py: {error or "out of memory"}')
