@@ -1,0 +1,241 @@
+"""The eye, the mouth, their gradient, Adam and learning, against arithmetic written out here."""
+import ast
+import itertools
+import math
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import vlm
+from tests.tools import (Case, flatten, forward, gauss, image_losses, matrices, norm,
+                         random_weights, slopes, tiny)
+
+ROOT = Path(vlm.__file__).resolve().parent
+EXAMPLES = [(gauss(4, 1), 2), (gauss(4, 2), 7)]  # images of 2x2 pixels: two, seven
+
+
+def decode(w, s, pixels, letters):
+    """Logits after each letter, decoded one by one with vlm.py's cache"""
+    _, cache, _ = vlm.look(w, s, pixels)
+    return [list(vlm.next_logits(w, s, letter, cache)) for letter in letters]
+
+
+def record(weights, settings, examples):
+    """learn() without changing the weights -> losses of the steps, last gradient, rates"""
+    grads, rates = [], []
+
+    def adam(data, grad, m, v, step, lr):
+        grads.append(list(grad))
+        rates.append(lr)
+        return data, m, v
+    with mock.patch.object(vlm, 'adam', adam):
+        losses = list(vlm.learn(weights, settings, itertools.cycle(examples)))
+    return losses, grads[-1], rates
+
+
+class Eye(Case):
+    """What happens to the pixels"""
+
+    def test_downscale_by_hand(self):
+        """3x3 to 2x2: each bin owns a pixel, two halves and a quarter, together 2.25"""
+        pixels = bytes([1, 2, 3,
+                        4, 5, 6,
+                        7, 8, 9])
+        # (1 + 2/2 + 4/2 + 5/4) / 2.25 = 7/3;  (3 + 2/2 + 6/2 + 5/4) / 2.25 = 11/3;  and so on
+        self.assertNear(vlm.downscale(pixels, 2), [7 / 3, 11 / 3, 19 / 3, 23 / 3])
+
+    def test_downscale_mean(self):
+        """28x28 to 8x8 and to 14x14 keep the mean; to 8x8, an 8x8 image stays what it is"""
+        pixels = bytes((31 * i * i + 7 * i) % 256 for i in range(784))
+        for size in (8, 14):
+            small = vlm.downscale(pixels, size)
+            self.assertNear([sum(small) / size ** 2], [sum(pixels) / 784])
+        self.assertNear(vlm.downscale(pixels[:64], 8), list(pixels[:64]))
+
+    def test_no_two_tokens_alike(self):
+        """Nor is one a multiple of another"""
+        settings = tiny(size=8, width=8, degree2=2, degree3=2, degree4=2)
+        weights = vlm.numbers(vlm.first_weights(settings))
+        tokens, _ = vlm.see(weights, 8, gauss(64, 4))
+        self.assertEqual([len(token) for token in tokens], [8] * 6)
+        for a, b in itertools.combinations([vlm.rmsnorm(token) for token in tokens], 2):
+            self.assertLess(abs(vlm.dot(a, b)) / 8, 0.99)
+
+
+class Mouth(Case):
+    """Tokens in, logits out"""
+
+    def test_cached_decoding(self):
+        """Letter by letter, on floats and on Values: the logits of a full masked forward pass"""
+        for kind, heads in itertools.product(('tensor', 'dot'), (1, 2)):
+            with self.subTest(kind, heads=heads):
+                settings = tiny(width=8, heads=heads, attention=kind, degree2=2, layers=3)
+                weights, x = random_weights(settings), gauss(4, 6)
+                floats = vlm.numbers(weights)
+                expected = forward(floats, settings, norm(x), '<seven')
+                decoded = decode(floats, settings, x, '<seven')
+                values = decode(weights, settings, x, '<seven')
+                for right, on_floats, on_values in zip(expected, decoded, values):
+                    self.assertNear(on_floats, right, 1e-10)
+                    self.assertNear([v.data for v in on_values], on_floats)
+
+    def test_causality(self):
+        """Another letter changes its own logits and later ones, never an earlier one"""
+        settings = tiny()
+        weights = vlm.numbers(random_weights(settings))
+        one, other = (decode(weights, settings, EXAMPLES[0][0], text)
+                      for text in ('<seven', '<sexen'))
+        self.assertEqual([a == b for a, b in zip(one, other)], [True] * 3 + [False] * 3)
+
+    def test_learning_is_causal_too(self):
+        """The losses of an image are those of logits that have seen no later letter"""
+        settings = tiny()
+        weights = random_weights(settings)
+        floats = vlm.numbers(weights)
+        products = vlm.mirror(vlm.gram(floats['eye.degree2.0'], floats['eye.degree2.1']))
+        for x, label in EXAMPLES:
+            losses = vlm.image_loss(weights, settings, products, x, label)
+            expected = image_losses(floats, settings, x, label)
+            self.assertNear([v.data for v in losses], expected, 1e-10)
+
+    def test_speaking_ends(self):
+        """A mouth that never says EOS stops; the error is that of the materialised products"""
+        settings = tiny()
+        weights, (pixels, label) = vlm.first_weights(settings), EXAMPLES[0]
+        (text, error), = vlm.answers(weights, settings, None, [pixels])
+        self.assertEqual(len(text), vlm.LONGEST)
+        _, expected = image_losses(vlm.numbers(weights), settings, pixels, label)
+        self.assertNear([error], [expected], 1e-10)
+
+
+class Gradient(Case):
+    """What learn() hands to Adam"""
+
+    def compare(self, **changes):
+        """Every weight's derivative of the minibatch's loss against central differences"""
+        settings = tiny(**changes)
+        weights, shapes = random_weights(settings), vlm.matrix_shapes(settings)
+
+        def loss(flat):
+            w = matrices(shapes, flat)
+            pairs = [image_losses(w, settings, x, label) for x, label in EXAMPLES]
+            return sum(letters + settings.reconstruction * error for letters, error in pairs) / 2
+        flat = [v.data for v in flatten(weights)]
+        _, grads, _ = record(weights, settings, EXAMPLES)
+        self.assertNear(grads, slopes(loss, flat), 1e-7)
+
+    def test_tensor(self):
+        """Tensor-product attention, every degree, two layers"""
+        self.compare()
+
+    def test_dot(self):
+        """Dot-product attention with two heads, every degree, two layers"""
+        self.compare(attention='dot', heads=2)
+
+    def test_without_reconstruction(self):
+        """With weight 0 only the letters teach; tokens of degree 2 alone"""
+        self.compare(reconstruction=0.0, layers=1, degree3=0, degree4=0)
+
+    def test_without_degree_two(self):
+        """Nothing to reconstruct with, so the letters teach alone"""
+        self.compare(degree2=0, degree4=0, layers=1)
+
+    def test_black_image(self):
+        """Nothing to see is nothing to divide by: losses and derivatives stay finite"""
+        settings = tiny(size=8)
+        losses, grads, _ = record(random_weights(settings), settings, [(bytes(784), 0)])
+        self.assertTrue(all(map(math.isfinite, [*losses[0], *grads])))
+        self.assertTrue(any(grads))
+
+    def test_rate_falls_to_zero(self):
+        """Linearly, from the first step's"""
+        _, _, rates = record(random_weights(tiny()), tiny(steps=4, lr=0.8), EXAMPLES)
+        self.assertNear(rates, [0.8, 0.6, 0.4, 0.2])
+
+    @mock.patch.multiple(vlm, BETA1=0.9, BETA2=0.99, ADAM_EPSILON=0.5)
+    def test_adam_by_hand(self):
+        """Two steps of lr 0.1 from weight 1, gradients 0.5 and -1; without gradient, no change"""
+        # m = 0.05, v = 0.0025; corrected 0.05/0.1 = 0.5, 0.0025/0.01 = 0.25;
+        # 1 - 0.1 * 0.5 / (sqrt(0.25) + 0.5) = 0.95
+        data, m, v = vlm.adam([1.0, 2.0], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0], 1, 0.1)
+        self.assertNear(data, [0.95, 2.0])
+        # m = 0.045 - 0.1 = -0.055, v = 0.002475 + 0.01 = 0.012475; corrected -0.055/0.19 =
+        # -0.289473684, 0.012475/0.0199 = 0.626884422, root 0.791760332;
+        # 0.95 + 0.1 * 0.289473684 / 1.291760332 = 0.972409241
+        data, m, v = vlm.adam(data, [-1.0, 0.0], m, v, 2, 0.1)
+        self.assertNear(data, [0.972409241, 2.0], 1e-9)
+
+
+class Learning(Case):
+    """Real digits, from data/"""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.train, cls.test = (vlm.read_digits(ROOT / 'data', f'optdigits-{kind}', 8)
+                               for kind in ('train', 'test'))
+
+    def learned(self, examples=None, jobs=1, **changes):
+        """First weights, trained -> weights, settings"""
+        settings = tiny(size=8, width=8, mlp=2, layers=1, degree4=0, reconstruction=0.1, **changes)
+        weights = vlm.first_weights(settings)
+        examples = examples or vlm.shuffled(self.train, settings.seed)
+        with vlm.Team(weights, settings, jobs) as team:
+            for _ in vlm.learn(weights, settings, examples, team):
+                pass
+        return weights, settings
+
+    def share_right(self, weights, settings, examples):
+        """How many of the names are spoken right"""
+        spoken = vlm.answers(weights, settings, None, [pixels for pixels, _ in examples])
+        right = [text == vlm.NAMES[label] for (text, _), (_, label) in zip(spoken, examples)]
+        return sum(right) / len(right)
+
+    def test_determinism(self):
+        """The same seed learns the same weights with any number of processes; another, others"""
+        def run(**changes):
+            return vlm.numbers(self.learned(steps=3, batch=5, **changes)[0])
+        first = run(seed=1)
+        self.assertEqual(run(seed=1), first)
+        self.assertEqual(run(seed=1, jobs=3), first)
+        self.assertNotEqual(run(seed=2), first)
+
+    def test_overfitting(self):
+        """Ten images, one of each digit, are learned by heart"""
+        ten = self.train[:10]
+        learned = self.learned(itertools.cycle(ten), steps=120, batch=10, lr=0.02)
+        self.assertEqual(self.share_right(*learned, ten), 1.0)
+
+    def test_training(self):
+        """A short run names most images that it has never seen (seeds 1 to 6: 61 to 85 %)"""
+        learned = self.learned(steps=500, batch=4, lr=0.03)
+        self.assertGreater(self.share_right(*learned, self.test), 0.5)
+
+
+class File(unittest.TestCase):
+    """vlm.py itself"""
+
+    @unittest.skipUnless(hasattr(sys, 'stdlib_module_names'), 'needs Python 3.10')
+    def test_imports(self):
+        """Only from the standard library"""
+        names = set()
+        for node in ast.walk(ast.parse((ROOT / 'vlm.py').read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names.add('.' * node.level + (node.module or ''))
+        self.assertIn('math', names)
+        self.assertEqual({name for name in names
+                          if name.split('.')[0] not in sys.stdlib_module_names}, set())
+
+    def test_import_is_silent(self):
+        """To import it prints nothing and starts nothing"""
+        code = ('import vlm, threading, multiprocessing as m, sys; '
+                'sys.exit(threading.active_count() - 1 + len(m.active_children()))')
+        done = subprocess.run([sys.executable, '-B', '-c', code], cwd=ROOT, capture_output=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b'', b''))
+
+
+if __name__ == '__main__':
+    unittest.main()

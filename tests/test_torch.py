@@ -1,0 +1,59 @@
+"""Loss and every gradient against the same model in PyTorch, in float64."""
+import unittest
+
+import vlm
+from tests.benchmark import TOLERANCE, choose, random_weights, vlm_gradient
+
+try:
+    import torch
+except ImportError:
+    torch = None
+else:
+    from tests.benchmark import torch_gradient
+
+DIGITS = vlm.read_digits(vlm.Path(vlm.__file__).resolve().parent / 'data', 'optdigits-train', 8)
+TINY = dict(width=4, heads=1, layers=2, mlp=2, degree2=1, degree3=2, degree4=1, batch=3)
+
+
+@unittest.skipUnless(torch, 'PyTorch is not installed')
+class Torch(unittest.TestCase):
+    """vlm.learn() and PyTorch have the same loss and the same gradient."""
+
+    def check(self, *size, **changes):
+        """One batch of both engines, with names of different lengths in it"""
+        settings = choose(*size, **changes)
+        weights, batch = random_weights(settings), DIGITS[:settings.batch]
+        with self.subTest(**vars(settings)):
+            expected_loss, expected = torch_gradient(weights, settings, batch)
+            loss, grad = vlm_gradient(weights, settings, batch)
+            self.assertAlmostEqual(loss, expected_loss, delta=TOLERANCE)
+            self.assertEqual(len(grad), len(expected))
+            names = [name for name, matrix in weights.items() for row in matrix for _ in row]
+            moved = set()
+            for name, g, e in zip(names, grad, expected):
+                self.assertLessEqual(abs(g - e), TOLERANCE, name)
+                moved |= {name} if e else set()
+            self.assertEqual(moved, set(names), 'the gradient of a whole matrix is zero')
+
+    def test_tiny(self):
+        """Two layers, all degrees; both attentions, with and without reconstruction"""
+        for attention in 'tensor', 'dot':
+            for reconstruction in 0.7, 0.0:
+                self.check(attention=attention, reconstruction=reconstruction, **TINY)
+
+    def test_heads_and_degrees(self):
+        """Two heads, one image; and eyes that lack a degree"""
+        self.check(**{**TINY, 'heads': 2, 'batch': 1})
+        self.check(**{**TINY, 'degree4': 0})
+        self.check(**{**TINY, 'degree3': 0, 'degree2': 2})
+        self.check(**{**TINY, 'degree2': 0, 'degree4': 0, 'reconstruction': 0.0})
+
+    def test_defaults(self):
+        """The default models of both sizes"""
+        for size in 8, 14:
+            for attention in 'tensor', 'dot':
+                self.check(size, attention=attention)
+
+
+if __name__ == '__main__':
+    unittest.main()

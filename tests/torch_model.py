@@ -1,0 +1,79 @@
+"""The model of vlm.py as a PyTorch user would write it: eager, vectorised, text padded."""
+from functools import reduce
+from operator import mul
+
+import torch
+import torch.nn.functional as F
+
+import vlm
+
+TEXT = torch.tensor([[vlm.VOCABULARY.index(letter) for letter in
+                      (vlm.BOS + name + vlm.EOS).ljust(vlm.LONGEST + 1, vlm.EOS)]
+                     for name in vlm.NAMES])                               # [digits][1 + LONGEST]
+LENGTH = torch.tensor([len(name) + 1 for name in vlm.NAMES])               # [digits]
+SHARE = (torch.arange(vlm.LONGEST) < LENGTH[:, None]) / LENGTH[:, None].double()  # of a letter
+FUTURE = torch.ones(512, 512, dtype=torch.bool).triu(1)                    # [to][from]
+
+
+def parameters(weights, dtype):
+    """vlm's weights (Values) -> name -> tensor [m][n] that wants a gradient; empty ones left out"""
+    return {name: torch.tensor([[value.data for value in row] for row in matrix], dtype=dtype,
+                               requires_grad=True) for name, matrix in weights.items() if matrix}
+
+
+def rmsnorm(x):
+    """x [..., n] -> [..., n] with mean square 1"""
+    return F.rms_norm(x, x.shape[-1:], eps=vlm.NORM_EPSILON)
+
+
+def latents(weights, degree, inputs):
+    """inputs [factors] of [batch][n] -> products of one dot product per factor [batch][latents]"""
+    matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
+    return reduce(mul, map(F.linear, inputs, matrices))
+
+
+def attention(query, key, value, pieces):
+    """query, key, value [batch][time][heads][width / heads] -> [batch][time][width]"""
+    time, head_width = query.shape[1], query.shape[3]
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    scores = reduce(mul, [q @ k.transpose(2, 3) for q, k in
+                          zip(query.chunk(pieces, 3), key.chunk(pieces, 3))])
+    scores = scores / (head_width / pieces) ** (pieces / 2)
+    out = scores.masked_fill(FUTURE[:time, :time], -torch.inf).softmax(3) @ value
+    return out.transpose(1, 2).flatten(2)
+
+
+def reconstruction_error(left, right, f, x):
+    """left, right [k][n], latents f [batch][k], images x [batch][n] -> mean error over the batch"""
+    products = (left @ left.T) * (right @ right.T)
+    error = ((f @ products) * f).sum(1) - 2 * (f * f).sum(1) + (x * x).sum(1) ** 2
+    return error.mean() / x.shape[1] ** 2
+
+
+def loss(weights, settings, x, labels):
+    """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
+    tokens = [two := latents(weights, 2, (x, x))] if settings.degree2 else []
+    if settings.degree3:
+        tokens.append(latents(weights, 3, (x, x, x)))
+    if settings.degree4:
+        tokens.append(latents(weights, 4, [rmsnorm(half) for half in two.chunk(2, 1)]))
+    tokens = torch.cat(tokens, 1).unflatten(1, (-1, settings.width))
+    longest = int(LENGTH[labels].max())
+    text = TEXT[labels, :longest + 1]
+    h = torch.cat([tokens, F.embedding(text[:, :-1], weights['letter'])], 1)
+    h = h + weights['position'][:h.shape[1]]
+    for layer in range(settings.layers):
+        query, key, value, output, up, down = [
+            weights[f'layer{layer}.{name}'] for name in 'query key value output up down'.split()]
+        normed = rmsnorm(h)
+        query, key, value = [F.linear(normed, w).unflatten(2, (settings.heads, -1))
+                             for w in (query, key, value)]
+        h = h + F.linear(attention(query, key, value, 1 + (settings.attention == 'tensor')), output)
+        h = h + F.linear(F.linear(rmsnorm(h), up).relu(), down)
+    logits = F.linear(rmsnorm(h[:, tokens.shape[1]:]), weights['head'])
+    entropy = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction='none')
+    letters = (entropy * SHARE[labels, :longest].to(x.dtype)).sum(1).mean()
+    if not settings.reconstruction:
+        return letters
+    left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
+    return letters + settings.reconstruction * reconstruction_error(left, right, two, x)
