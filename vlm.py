@@ -6,16 +6,16 @@
 
 It looks at a handwritten digit and says its name, letter by letter:
 
-    28x28 image -> 8x8 pixels -> the eye -> [VIS_0] [VIS_1] [VIS_2] [BOS] s e v e n
-                                               |       |       |      |   | | | | |
-                                               +------ the mouth -----+---+-+-+-+-+
-                                                                      |   | | | | |
-                                                                      s   e v e n [EOS]
+    28x28 image -> 8x8 pixels -> the eye -> [VIS_0] ... [VIS_3] [BOS] s e v e n
+                                               |          |       |   | | | | |
+                                               +----------+- the mouth -+-+-+-+
+                                                                  |   | | | | |
+                                                                  s   e v e n [EOS]
 
-The eye is a bilinear autoencoder; the mouth is a GPT whose attention multiplies two matches. Both
-learn together, from gradients that a scalar autograd engine computes. Read it from top to bottom:
-settings, autograd, layers, eye, mouth, learning, data parallelism, speaking. After these comes the
-comfort: data, weights on disk, command line. MIT licence.
+The eye turns the image into a few vectors, the vision tokens; the mouth is a small GPT, a model
+that predicts the next letter from the tokens and letters before it. Both learn together, by
+gradients from a scalar autograd engine. Read from top to bottom: settings, autograd, layers, eye,
+mouth, learning, data parallelism, speaking; then data, weights on disk, command line. MIT licence.
 """
 import argparse, collections, contextlib, gc, gzip, hashlib, http.client, itertools, json, math
 import multiprocessing, os, random, signal, struct, sys, time, urllib.request, zlib
@@ -25,39 +25,35 @@ from operator import mul
 from pathlib import Path
 
 # ---- Settings: every number that shapes the model or its learning --------------------------------
-# The defaults were chosen by accuracy per second on the 5,000 validation images (see README.md).
+# The defaults were chosen by accuracy per second on the 5,000 images kept for validation. The code
+# below finds them as settings.width and so on, beside settings.size and settings.attention.
 
 SETTINGS = {
     # name            8x8    14x14  least  what it is
     'width':          (16,    16,    1,     'numbers in the vector of a token'),
-    'heads':          (4,     4,     1,     'attention heads; they share the width'),
+    'heads':          (2,     2,     1,     'attention heads; they share the width'),
     'layers':         (1,     1,     1,     'transformer layers'),
-    'mlp':            (1,     1,     1,     'hidden units of the MLP for each number of a vector'),
+    'mlp':            (1,     1,     1,     'hidden units of a layer, per number of its vector'),
     'degree2':        (1,     1,     0,     'vision tokens of degree 2 in the pixels'),
-    'degree3':        (1,     1,     0,     'vision tokens of degree 3'),
+    'degree3':        (2,     2,     0,     'vision tokens of degree 3'),
     'degree4':        (1,     1,     0,     'vision tokens of degree 4, products of degree 2'),
-    'steps':          (1000,  1000,  0,     'training steps, one minibatch each'),
+    'steps':          (900,   1250,  0,     'training steps, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
-    'lr':             (0.02,  0.02,  1e-9,  'learning rate at first; it falls linearly to zero'),
-    'reconstruction': (0.15,  0.15,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
+    'lr':             (0.01,  0.01,  1e-9,  'learning rate at first; it falls linearly to zero'),
+    'reconstruction': (0.1,   0.1,   0.0,   'weight of the reconstruction; cross-entropy has 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
 }
-MODEL = 'size', 'attention', 'width', 'heads', 'layers', 'mlp', 'degree2', 'degree3', 'degree4'
-BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
-ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
-NORM_EPSILON = 1e-5       # keeps RMSNorm from dividing by zero, also on an all-black image
-SHARE = 4                 # images whose gradients are added up before they are passed on
+SHARE = 4  # images in a share, the unit of work that processes share out among them
 
 NAMES = 'zero one two three four five six seven eight nine'.split()
 BOS, EOS = '<', '>'       # begin and end of a sequence: the digit 7 is spoken as <seven>
 VOCABULARY = sorted(set(''.join(NAMES))) + [BOS, EOS]
 LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS among them
-PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
 # A Value knows its parents and its derivative with respect to each. The chain rule, walked from
 # the last Value back to the first, gives the derivative of the loss with respect to every number
-# it depends on. A node may have any number of parents, in lists: the dot product of two vectors is
+# it depends on. A Value may have any number of parents, in lists: the dot product of two vectors is
 # one node whose parents are these vectors, as they are, and whose derivatives with respect to one
 # are the numbers of the other. Most of this file's speed comes from that.
 
@@ -70,7 +66,7 @@ class Value:
         self.data = data                # the number itself
         self.grad = 0.0                 # derivative of the loss with respect to this number
         self.parents = parents          # the Values it was computed from: a tuple of lists
-        self.derivatives = derivatives  # of this number with respect to each parent: the same
+        self.derivatives = derivatives  # of this number with respect to each parent, likewise
         if parents:
             Value.tape.append(self)
 
@@ -98,7 +94,7 @@ class Value:
         return Value(math.log(self.data), ((self,),), ((1 / self.data,),))
 
     def relu(self):
-        """self where it is positive, else the constant 0: neither needs a new node"""
+        """self where it is positive, else a constant 0"""
         return Value(0.0) if self.data <= 0 else self
 
     def __neg__(self): return self * -1.0
@@ -110,8 +106,8 @@ class Value:
 
     def backward(self):
         """Add the derivative of self with respect to v to v.grad, for every v it depends on."""
-        for node in Value.tape:  # computed Values start anew; only the others keep adding up
-            node.grad = 0.0
+        for node in Value.tape:  # a second backward() starts from zero here,
+            node.grad = 0.0      # and adds to the gradients of the weights
         self.grad += 1.0
         for node in reversed(Value.tape):
             grad = node.grad
@@ -132,15 +128,16 @@ def vector(elements):
     out.data = [value.data for value in elements]
     return out
 
-# ---- Layers: the parts of every transformer ------------------------------------------------------
-# Given Vectors, these functions build the graph that learning needs; given lists of floats, they
-# only calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of
-# a matrix: a list of m rows.
+# ---- Layers: the parts of a transformer ----------------------------------------------------------
+# Given Vectors, these functions compute Values, to learn from; given lists of floats, they only
+# calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of a
+# matrix: a list of m rows.
 
+NORM_EPSILON = 1e-5  # keeps RMSNorm from dividing by zero, also on an all-black image
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
 
 def dot(a, b, start=None):
-    """a [n], b [n] -> start + a.b, in one node; a list of floats b beside a Vector a is constant"""
+    """a [n], b [n] -> start + a.b, one Value; beside a Vector a, floats b are constants"""
     if type(a) is list:
         return sumprod(a, b) if start is None else start + sumprod(a, b)
     if type(b) is list:
@@ -166,23 +163,19 @@ def relu(x):
     return [max(v, 0.0) for v in x] if type(x) is list else vector([v.relu() for v in x])
 
 def rmsnorm(x):
-    """x [n] -> x * scale [n], of mean square 1;   dscale / dx_j = -x_j scale^3 / n
-
-    Zhang and Sennrich 2019, without their gain.
-    """
+    """x [n] -> x scaled to mean square 1 [n] (Zhang and Sennrich 2019, without their gain)"""
     numbers = x if type(x) is list else x.data
     scale = (sumprod(numbers, numbers) / len(x) + NORM_EPSILON) ** -0.5
-    if type(x) is list:
-        return [v * scale for v in x]
-    node = Value(scale, (x,), ([-v * scale ** 3 / len(x) for v in numbers],))
-    return vector([Value(v.data * scale, ((v, node),), ((scale, v.data),)) for v in x])
+    if type(x) is Vector:  # dscale / dx_j = -x_j scale^3 / n
+        scale = Value(scale, (x,), ([-v * scale ** 3 / len(x) for v in numbers],))
+    return vector([v * scale for v in x])
 
 def split(x, n):
     """x [m * n] -> [m][n]"""
     return [vector(x[i:i + n]) for i in range(0, len(x), n)]
 
 def softmax(logits, temperature=1.0):
-    """logits [n] -> probabilities [n];   dp_i / dlogit_j = p_i (1[i = j] - p_j) / temperature"""
+    """logits [n] -> probabilities [n];   dp_i / dlogit_j = p_i ((i == j) - p_j) / temperature"""
     numbers = logits if type(logits) is list else logits.data
     highest = max(numbers)  # subtracting it changes no ratio and keeps exp from overflowing
     exps = [math.exp((z - highest) / temperature) for z in numbers]
@@ -196,21 +189,22 @@ def softmax(logits, temperature=1.0):
     return vector([Value(p, (logits,), (row,)) for p, row in zip(probs, rows)])
 
 def cross_entropy(logits, target):
-    """logits [n], index of the right one -> -log p_target;   d / dlogit_j = p_j - 1[j = target]"""
+    """logits [n], index of the target -> -log p_target;   d / dlogit_j = p_j - (j == target)"""
     probs = softmax(logits.data)
-    loss = -math.log(max(probs[target], sys.float_info.min))  # the smallest float, not log(0)
+    loss = -math.log(max(probs[target], sys.float_info.min))  # never log(0)
     probs[target] -= 1
     return Value(loss, (logits,), (probs,))
 
 # ---- The eye: a bilinear autoencoder -------------------------------------------------------------
-# A latent of degree d is the product of d dot products with the image: it answers where all of d
-# patterns match. The latents of degree 2, f_j = (l_j.x)(r_j.x), form a bilinear autoencoder (Dooms
-# and Gauderis 2025, arXiv:2510.16820): with the same l_j and r_j, the sum of f_j l_j (x) r_j is to
-# rebuild x (x) x, the products of all pairs of pixels. A vision token is made of `width` latents.
+# A latent of degree 2 or 3 is the product of 2 or 3 dot products with the image: it answers where
+# all these patterns match. Those of degree 2, f_j = (l_j.x)(r_j.x), form a bilinear autoencoder
+# (Dooms and Gauderis 2025, arXiv:2510.16820): with the same l_j and r_j, the sum of f_j l_j r_j^T
+# is to rebuild the matrix x x^T, the products of all pairs of pixels. Those of degree 4 multiply
+# two dot products with the latents of degree 2. A vision token is a vector of `width` latents.
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """When `side` pixels become `size` bins: the first pixel of each, its shares from there on"""
+    """`side` pixels in `size` bins: for each bin its first pixel, the weights from there on"""
     edges = [i * side / size for i in range(size + 1)]
     return [(int(a), [(min(b, p + 1) - max(a, p)) * size / side
                       for p in range(int(a), math.ceil(b))]) for a, b in zip(edges, edges[1:])]
@@ -220,21 +214,21 @@ def downscale(pixels, size):
     side = math.isqrt(len(pixels))
     lines = [pixels[column::side] for column in range(side)]
     for _ in range(2):  # shrink all columns, which leaves rows; then all rows
-        lines = list(zip(*[[dot(shares, line[start:start + len(shares)])
-                            for start, shares in bins(side, size)] for line in lines]))
-    return [v for column in zip(*lines) for v in column]
+        lines = list(zip(*[[dot(parts, line[start:start + len(parts)])
+                            for start, parts in bins(side, size)] for line in lines]))
+    return [v for row in zip(*lines) for v in row]
 
 def latents(weights, degree, inputs):
     """inputs [factors][n] -> [latents of this degree]: products of one dot product per factor"""
     matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
-    return vector([reduce(mul, map(dot, rows, inputs)) for rows in zip(*matrices)])
+    return vector([reduce(mul, map(dot, patterns, inputs)) for patterns in zip(*matrices)])
 
 def see(weights, width, x):
     """image x [n] -> vision tokens [tokens][width], latents of degree 2 [k]"""
     two = latents(weights, 2, (x, x))
     three = latents(weights, 3, (x, x, x))
     four = []
-    if weights['eye.degree4.0']:  # BAE x BAE: products of two normalised halves of the code `two`
+    if weights['eye.degree4.0']:  # "BAE x BAE": from two normalised halves of the degree-2 code
         four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
     return split(two + three + four, width), two
 
@@ -245,38 +239,40 @@ def gram(left, right):
 
 def mirror(half):
     """lower half [k][<= k] -> the whole symmetric matrix [k][k]"""
-    n = range(len(half))
-    return [vector([half[max(i, j)][min(i, j)] for j in n]) for i in n]
+    k = range(len(half))
+    return [vector([half[max(i, j)][min(i, j)] for j in k]) for i in k]
 
 def reconstruction_error(products, f, x):
-    """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j (x) r_j - x (x) x||^2 / n^2"""
-    reconstruction = dot(linear(products, f), f)  # the kernel trick of the same paper: these three
-    cross = dot(f, f)                             # terms need no vector of n^2 numbers
-    constant = dot(x, x) ** 2
+    """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
+    # ||a - b||^2 = ||a||^2 - 2 a.b + ||b||^2. By the kernel trick of the paper above, these three
+    # terms need none of the n^2 numbers of a and b.
+    reconstruction, cross, constant = dot(linear(products, f), f), dot(f, f), dot(x, x) ** 2
     return (reconstruction - 2 * cross + constant) / len(x) ** 2
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
-# One sequence, [VIS_0 ... VIS_k] [BOS] s e v e n: each position attends to itself and to those
-# before it, and each letter predicts the next. Attention scores how well a query matches a key;
-# the tensor product cuts both in half and multiplies two matches, (q1.k1)(q2.k2), which is the
-# inner product of q1 (x) q2 with k1 (x) k2. Each position runs once and leaves its keys and values
-# in a cache for the later ones, in learning as in speaking.
+# One sequence, [VIS_0 ... VIS_3] [BOS] s e v e n: each letter predicts the next one. Attention:
+# a position compares its query vector with the key of each position up to itself; the better they
+# match, the more of that position's value it takes. Each head does so with its own part of the
+# vectors. The usual score of a match is q.k; the tensor product cuts both in half and multiplies
+# two matches, (q1.k1)(q2.k2), the inner product of the Kronecker products of the halves. Positions
+# run one by one and leave their keys and values in a cache, in learning as in speaking.
+
+PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
 
 def attention(query, keys, values):
     """query [pieces][n], keys [time][pieces][n], values [time][heads][width / heads] -> [width]"""
-    heads = len(values[0])
-    pieces = len(query) // heads           # of a head: 1 for dot attention, 2 for tensor product
-    spread = len(query[0]) ** (pieces / 2)  # of a score, if each number has variance 1: for one
-    out = []                               # piece it is sqrt(n), as in Vaswani et al. 2017
-    for head in range(heads):
+    pieces = len(query) // len(values[0])  # of each head: 1 for dot, 2 for tensor attention
+    spread = len(query[0]) ** (pieces / 2)  # of a score: sqrt(n) for dot, as in Vaswani et al. 2017
+    out = []
+    for head in range(len(values[0])):
         own = slice(head * pieces, (head + 1) * pieces)
         scores = [reduce(mul, map(dot, query[own], key[own])) for key in keys]
-        weights = softmax(vector(scores), temperature=spread)
-        out += [dot(weights, vector(column)) for column in zip(*[v[head] for v in values])]
+        probs = softmax(vector(scores), temperature=spread)
+        out += [dot(probs, vector(column)) for column in zip(*[v[head] for v in values])]
     return vector(out)
 
 def transformer(weights, settings, x, cache, read=True):
-    """One position: x [width], cache [layers] of earlier keys and values -> logits [vocabulary]"""
+    """One position: x [width], cache [layers] of keys, values -> logits [vocabulary] if read"""
     head_width = settings.width // settings.heads
     piece = head_width // 2 if settings.attention == 'tensor' else head_width
     for layer, (keys, values) in enumerate(cache):
@@ -285,7 +281,7 @@ def transformer(weights, settings, x, cache, read=True):
         keys.append(split(linear(key, h), piece))
         values.append(split(linear(value, h), head_width))
         if not read and layer == len(cache) - 1:
-            return None  # a vision token: nobody reads more of it than its last key and value
+            return None  # a vision token: of its last layer, only key and value are ever read
         x = residual(x, output, attention(split(linear(query, h), piece), keys, values))
         x = residual(x, down, relu(linear(up, rmsnorm(x))))
     return linear(weights['head'], rmsnorm(x))
@@ -301,7 +297,7 @@ def look(weights, settings, pixels):
 
 def next_logits(weights, settings, letter, cache):
     """a letter, cache of all before it -> logits of the letter after it [vocabulary]"""
-    position = weights['position'][len(cache[0][0])]
+    position = weights['position'][len(cache[0][0])]  # there are as many keys as positions so far
     x = add(weights['letter'][VOCABULARY.index(letter)], position)
     return transformer(weights, settings, x, cache)
 
@@ -310,26 +306,25 @@ def next_logits(weights, settings, letter, cache):
 # weighted reconstruction error. A step averages the gradient over a minibatch, and Adam turns it
 # into a change of the weights.
 
+BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
+ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
+
 def matrix_shapes(settings):
     """The model's matrices: name -> (rows, columns)"""
-    width, pixels, code = settings.width, settings.size ** 2, settings.degree2 * settings.width
-    shapes = {}
-    for degree, factors, rows, columns in ((2, 2, code, pixels),
-                                           (3, 3, settings.degree3 * width, pixels),
-                                           (4, 2, settings.degree4 * width, max(code // 2, 1))):
-        for factor in range(factors):
-            shapes[f'eye.degree{degree}.{factor}'] = rows, columns
+    width, hidden, pixels = settings.width, settings.mlp * settings.width, settings.size ** 2
+    two, three, four = [width * n for n in (settings.degree2, settings.degree3, settings.degree4)]
+    shapes = {f'eye.degree2.{factor}': (two, pixels) for factor in range(2)}
+    shapes.update({f'eye.degree3.{factor}': (three, pixels) for factor in range(3)})
+    shapes.update({f'eye.degree4.{factor}': (four, max(two // 2, 1)) for factor in range(2)})
     for layer in range(settings.layers):
         shapes.update({f'layer{layer}.{part}': (width, width) for part in PARTS})
-        shapes[f'layer{layer}.up'] = settings.mlp * width, width
-        shapes[f'layer{layer}.down'] = width, settings.mlp * width
-    tokens = settings.degree2 + settings.degree3 + settings.degree4
-    shapes['position'] = tokens + LONGEST, width
+        shapes.update({f'layer{layer}.up': (hidden, width), f'layer{layer}.down': (width, hidden)})
+    shapes['position'] = (two + three + four) // width + LONGEST, width
     shapes['letter'] = shapes['head'] = len(VOCABULARY), width
     return shapes
 
 def first_weights(settings):
-    """Random matrices that keep variance; those that add to a residual, and the head, are zero."""
+    """Random matrices that keep the size of vectors; those that add to x, and the head, are zero"""
     rng, weights = random.Random(settings.seed), {}
     for name, (rows, columns) in matrix_shapes(settings).items():
         spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
@@ -338,11 +333,11 @@ def first_weights(settings):
     return weights
 
 def numbers(weights):
-    """The same matrices in floats, for speaking"""
+    """The same matrices in floats"""
     return {name: [row.data for row in matrix] for name, matrix in weights.items()}
 
 def assign(weights, data):
-    """Give the weights new numbers, from a flat list."""
+    """Set all numbers, and the rows' `data`, from a flat list."""
     data = iter(data)
     for row in itertools.chain(*weights.values()):
         row.data = list(itertools.islice(data, len(row)))
@@ -360,7 +355,7 @@ def image_loss(weights, settings, products, pixels, label):
     return sum(losses) / len(losses), error
 
 def gradients(weights, settings, half, shares):
-    """[shares][(pixels, digit)] -> of each share two losses, gradient [weights, gram entries]"""
+    """shares [[(pixels, digit)]] -> for each, its two losses, its gradient [weights + gram]"""
     gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
     half = [[Value(number) for number in row] for row in half]
     products = mirror(half)
@@ -380,7 +375,7 @@ def gradients(weights, settings, half, shares):
     return out
 
 def adam(data, grad, m, v, step, lr):
-    """weights, gradient, its running mean, that of its square -> new weights, m, v; all [count]"""
+    """weights, gradient, running means of gradient and of its square -> new weights, m, v"""
     m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
     v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
     c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # both means began at zero
@@ -388,7 +383,7 @@ def adam(data, grad, m, v, step, lr):
     return data, m, v  # Kingma and Ba 2015
 
 def learn(weights, settings, examples, team=None):
-    """Train on endless examples (pixels, digit); after each step yield its two losses."""
+    """Train on endless examples (pixels, digit); yield each step's two mean losses."""
     team = team or Team(weights, settings, jobs=1)
     values = list(itertools.chain(*itertools.chain(*weights.values())))
     m = v = [0.0] * len(values)
@@ -397,9 +392,9 @@ def learn(weights, settings, examples, team=None):
         left = right = []  # then nobody reads the gram
     for step in range(settings.steps):
         batch = list(itertools.islice(examples, settings.batch))
-        # The gram depends on the weights alone, so it is made once per batch, in floats. To an
-        # image its entries are leaves of the graph; afterwards the chain rule goes on from their
-        # gradients to l and r.
+        # The gram depends on the weights alone, so it is made once per batch, in floats. To the
+        # images its entries are constants that collect gradients, as weights do; after them, the
+        # chain rule goes on from these gradients to l and r.
         half = gram([row.data for row in left], [row.data for row in right])
         shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
         losses, grads = zip(*team.map(gradients, half, shares))
@@ -407,8 +402,8 @@ def learn(weights, settings, examples, team=None):
         for value, g in zip(values, grad):
             value.grad = g
         if half:
-            products = vector(list(itertools.chain(*gram(left, right))))
-            dot(products, grad[len(values):]).backward()
+            entries = vector(list(itertools.chain(*gram(left, right))))
+            dot(entries, grad[len(values):]).backward()
             Value.tape.clear()
         data, m, v = adam([value.data for value in values], [value.grad for value in values], m, v,
                           step + 1, settings.lr * (1 - step / settings.steps))
@@ -421,12 +416,14 @@ def learn(weights, settings, examples, team=None):
 # come back and are always summed in the same order. Any number of processes thus learns the same
 # weights, to the last bit.
 
-class Team:
+class Team(contextlib.AbstractContextManager):
     """This process and jobs - 1 others, between whom a list of work is shared out."""
     def __init__(self, weights, settings, jobs):
         self.weights, self.settings, self.others = weights, settings, []
-        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the others inherit this:
-        try:                                                         # Ctrl-C is ours to handle
+        if jobs == 1:
+            return
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is ours
+        try:
             for _ in range(jobs - 1):
                 ours, theirs = multiprocessing.Pipe()
                 process = multiprocessing.Process(target=follow, args=(theirs, ours, settings))
@@ -441,43 +438,46 @@ class Team:
             signal.signal(signal.SIGINT, on_interrupt)
 
     def map(self, task, common, items):
-        """task(weights, settings, common, share of items) in each process -> results, in order"""
+        """task(weights, settings, common, part of items) in each process -> results, in order"""
         count = len(self.others) + 1
-        shares = [items[rank::count] for rank in range(count)]
-        data = array('d', itertools.chain(*(row.data for m in self.weights.values() for row in m)))
-        for (_, pipe), share in zip(self.others, shares[1:]):
+        parts = [items[rank::count] for rank in range(count)]
+        rows = itertools.chain(*self.weights.values())
+        data = array('d', itertools.chain(*[row.data for row in rows]))
+        for (_, pipe), part in zip(self.others, parts[1:]):
             with contextlib.suppress(OSError):  # a process that died: noticed below
-                pipe.send((task, data, common, share))
+                pipe.send((task, data, common, part))
         out = [None] * len(items)
-        out[::count] = task(self.weights, self.settings, common, shares[0])
+        out[::count] = task(self.weights, self.settings, common, parts[0])
         for rank, (process, pipe) in enumerate(list(self.others), 1):
             try:
                 out[rank::count] = pipe.recv()
             except (EOFError, OSError):
                 print('a process died: the others do its work', file=sys.stderr)
-                self.others.remove((process, pipe))
-                out[rank::count] = task(self.weights, self.settings, common, shares[rank])
+                self.dismiss(process, pipe)
+                out[rank::count] = task(self.weights, self.settings, common, parts[rank])
         return out
 
-    def __enter__(self):
-        return self
+    def dismiss(self, process, pipe):
+        """End one of the other processes."""
+        self.others.remove((process, pipe))
+        process.terminate()
+        process.join()
+        pipe.close()
 
     def __exit__(self, *_):
-        for process, pipe in self.others:
-            process.terminate()
-            process.join()
-            pipe.close()
+        for other in list(self.others):
+            self.dismiss(*other)
 
 def follow(pipe, parents_end, settings):
-    """What the other processes do: take weights and a share of work, send back results."""
+    """What the other processes do: take weights and a part of the work, send back results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     parents_end.close()  # so that the pipe ends when that process does
     weights = first_weights(settings)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(Exception):  # what fails here, the first process will do again
         while True:
-            task, data, common, share = pipe.recv()
+            task, data, common, part = pipe.recv()
             assign(weights, data)
-            pipe.send(task(weights, settings, common, share))
+            pipe.send(task(weights, settings, common, part))
 
 # ---- Speaking: greedy decoding -------------------------------------------------------------------
 # The mouth speaks the most probable letter, hears itself say it, and goes on until it says EOS.
@@ -544,7 +544,7 @@ def read_digits(folder, kind, side):
     return [(pixels, ord(label)) for pixels, label in zip(images, labels)]
 
 def shuffled(digits, seed):
-    """Training examples without end; the last twelfth, of MNIST 5,000, is kept for validation."""
+    """Training examples without end; the last twelfth, of MNIST 5,000, is kept for validation"""
     rng, digits = random.Random(seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)
@@ -609,8 +609,10 @@ def load_digits(folder, size):
 
 # ---- Weights on disk -----------------------------------------------------------------------------
 
+MODEL = 'size', 'attention', 'width', 'heads', 'layers', 'mlp', 'degree2', 'degree3', 'degree4'
+
 def complaint(settings):
-    """What is wrong with these settings; None if nothing is."""
+    """What is wrong with these settings, if anything"""
     for name, (default, _, least, _) in SETTINGS.items():
         value = getattr(settings, name)
         if type(value) is not type(default) or not least <= value <= 1e9:
@@ -627,7 +629,6 @@ def complaint(settings):
         return 'there must be a vision token of degree 2 or 3'
     if settings.degree4 and (not settings.degree2 or settings.degree2 * settings.width % 2):
         return 'degree 4 needs an even number of latents of degree 2'
-    return None
 
 def save(path, weights, settings):
     """Write the model's settings and weights to a JSON file."""
@@ -646,7 +647,7 @@ def load(path):
         defaults = {name: row[0] for name, row in SETTINGS.items()}
         settings = argparse.Namespace(**{**defaults, **chosen})
         valid = (set(chosen) == set(MODEL) and not complaint(settings)
-                 and settings.layers <= len(weights) == len(matrix_shapes(settings)))
+                 and settings.layers < len(weights) == len(matrix_shapes(settings)))
         for name, (rows, columns) in matrix_shapes(settings).items() if valid else ():
             valid &= len(weights[name]) == rows and {len(row) for row in weights[name]} <= {columns}
             valid &= all(type(v) in (int, float) and math.isfinite(v)
@@ -657,8 +658,8 @@ def load(path):
         valid = False
     if not valid:
         sys.exit(f'vlm.py: {path} is damaged, or not a weights file of vlm.py')
-    return chosen, {name: [vector([Value(float(v)) for v in row]) for row in matrix]
-                    for name, matrix in weights.items()}
+    return chosen, {name: [vector([Value(float(v)) for v in row]) for row in weights[name]]
+                    for name in matrix_shapes(settings)}  # in the order that every process has
 
 # ---- Command line --------------------------------------------------------------------------------
 
@@ -666,7 +667,7 @@ def progress(text, milestone=True, last=False):
     """To standard error: on a terminal one line that updates, elsewhere only the milestones."""
     if sys.stderr.isatty():
         print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
-    elif milestone:
+    elif milestone or last:
         print(text, file=sys.stderr, flush=True)
 
 def parse(argv):
@@ -697,7 +698,7 @@ def parse(argv):
             parser.error(f'{name} {given[name]} contradicts {given["load"]}, which has {value}')
     size = {**chosen, **given}.get('size', 8)
     defaults = {name: row[size == 14] for name, row in SETTINGS.items()}
-    rest = {'size': size, 'attention': 'tensor', 'test': 10 ** 9, 'data': None, 'save': None}
+    rest = {'size': size, 'attention': 'tensor', 'test': sys.maxsize, 'data': None, 'save': None}
     settings = argparse.Namespace(**{**rest, **defaults, **chosen, **given})
     affinity = getattr(os, 'sched_getaffinity', None)  # Linux: the processors open to this process
     processors = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -718,7 +719,7 @@ def train(weights, settings, examples):
                 letters, image = [sum(column) / len(recent) for column in zip(*recent)]
                 loss = letters + settings.reconstruction * image
                 if not math.isfinite(loss):
-                    progress('', milestone=False, last=True)
+                    progress('', False, sys.stderr.isatty())
                     sys.exit(f'vlm.py: loss {loss} at step {step}: a lower --lr may help')
                 rate = step / (time.monotonic() - start)
                 progress(f'step {step}/{settings.steps}  loss {loss:.3f} (letters {letters:.3f}, '
