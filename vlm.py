@@ -14,8 +14,9 @@ It looks at a handwritten digit and says its name, letter by letter:
 
 The eye turns the image into a few vectors, the vision tokens; the mouth is a small GPT, a model
 that predicts the next letter from the tokens and letters before it. Both learn together, by
-gradients from a scalar autograd engine. Read from top to bottom: settings, autograd, layers, eye,
-mouth, learning, data parallelism, speaking; then data, weights on disk, command line. MIT licence.
+gradients from a scalar autograd engine. Read from top to bottom: settings, autograd, layers,
+weights, eye, mouth, learning, data parallelism, speaking; then data, files, command line. MIT
+licence.
 """
 import argparse, collections, contextlib, gc, gzip, hashlib, http.client, itertools, json, math
 import multiprocessing, os, random, signal, struct, sys, time, urllib.request, zlib
@@ -54,7 +55,7 @@ LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS 
 # A Value knows its parents and its derivative with respect to each. The chain rule, walked from
 # the last Value back to the first, gives the derivative of the loss with respect to every number
 # it depends on. A Value may have any number of parents, in lists: the dot product of two vectors is
-# one node whose parents are these vectors, as they are, and whose derivatives with respect to one
+# one Value whose parents are these vectors, as they are, and whose derivatives with respect to one
 # are the numbers of the other. Most of this file's speed comes from that.
 
 class Value:
@@ -195,6 +196,46 @@ def cross_entropy(logits, target):
     probs[target] -= 1
     return Value(loss, (logits,), (probs,))
 
+# ---- Weights: the numbers that are learned -------------------------------------------------------
+# They are matrices with names; their rows are Vectors. The chapters below say what each does.
+
+PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
+
+def matrix_shapes(settings):
+    """The model's matrices: name -> (rows, columns)"""
+    width, hidden, pixels = settings.width, settings.mlp * settings.width, settings.size ** 2
+    two, three, four = [width * n for n in (settings.degree2, settings.degree3, settings.degree4)]
+    shapes = {f'eye.degree2.{factor}': (two, pixels) for factor in range(2)}
+    shapes.update({f'eye.degree3.{factor}': (three, pixels) for factor in range(3)})
+    shapes.update({f'eye.degree4.{factor}': (four, max(two // 2, 1)) for factor in range(2)})
+    for layer in range(settings.layers):
+        shapes.update({f'layer{layer}.{part}': (width, width) for part in PARTS})
+        shapes.update({f'layer{layer}.up': (hidden, width), f'layer{layer}.down': (width, hidden)})
+    shapes['position'] = (two + three + four) // width + LONGEST, width
+    shapes['letter'] = shapes['head'] = len(VOCABULARY), width
+    return shapes
+
+def first_weights(settings):
+    """Random matrices that keep the size of vectors; those that add to x, and the head, are zero"""
+    rng, weights = random.Random(settings.seed), {}
+    for name, (rows, columns) in matrix_shapes(settings).items():
+        spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
+        weights[name] = [vector([Value(rng.gauss(0, spread)) for _ in range(columns)])
+                         for _ in range(rows)]
+    return weights
+
+def numbers(weights):
+    """The same matrices in floats"""
+    return {name: [row.data for row in matrix] for name, matrix in weights.items()}
+
+def assign(weights, data):
+    """Set all numbers, and the rows' `data`, from a flat list."""
+    data = iter(data)
+    for row in itertools.chain(*weights.values()):
+        row.data = list(itertools.islice(data, len(row)))
+        for value, number in zip(row, row.data):
+            value.data = number
+
 # ---- The eye: a bilinear autoencoder -------------------------------------------------------------
 # A latent of degree 2 or 3 is the product of 2 or 3 dot products with the image: it answers where
 # all these patterns match. Those of degree 2, f_j = (l_j.x)(r_j.x), form a bilinear autoencoder
@@ -257,8 +298,6 @@ def reconstruction_error(products, f, x):
 # two matches, (q1.k1)(q2.k2), the inner product of the Kronecker products of the halves. Positions
 # run one by one and leave their keys and values in a cache, in learning as in speaking.
 
-PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
-
 def attention(query, keys, values):
     """query [pieces][n], keys [time][pieces][n], values [time][heads][width / heads] -> [width]"""
     pieces = len(query) // len(values[0])  # of each head: 1 for dot, 2 for tensor attention
@@ -308,41 +347,6 @@ def next_logits(weights, settings, letter, cache):
 
 BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
-
-def matrix_shapes(settings):
-    """The model's matrices: name -> (rows, columns)"""
-    width, hidden, pixels = settings.width, settings.mlp * settings.width, settings.size ** 2
-    two, three, four = [width * n for n in (settings.degree2, settings.degree3, settings.degree4)]
-    shapes = {f'eye.degree2.{factor}': (two, pixels) for factor in range(2)}
-    shapes.update({f'eye.degree3.{factor}': (three, pixels) for factor in range(3)})
-    shapes.update({f'eye.degree4.{factor}': (four, max(two // 2, 1)) for factor in range(2)})
-    for layer in range(settings.layers):
-        shapes.update({f'layer{layer}.{part}': (width, width) for part in PARTS})
-        shapes.update({f'layer{layer}.up': (hidden, width), f'layer{layer}.down': (width, hidden)})
-    shapes['position'] = (two + three + four) // width + LONGEST, width
-    shapes['letter'] = shapes['head'] = len(VOCABULARY), width
-    return shapes
-
-def first_weights(settings):
-    """Random matrices that keep the size of vectors; those that add to x, and the head, are zero"""
-    rng, weights = random.Random(settings.seed), {}
-    for name, (rows, columns) in matrix_shapes(settings).items():
-        spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
-        weights[name] = [vector([Value(rng.gauss(0, spread)) for _ in range(columns)])
-                         for _ in range(rows)]
-    return weights
-
-def numbers(weights):
-    """The same matrices in floats"""
-    return {name: [row.data for row in matrix] for name, matrix in weights.items()}
-
-def assign(weights, data):
-    """Set all numbers, and the rows' `data`, from a flat list."""
-    data = iter(data)
-    for row in itertools.chain(*weights.values()):
-        row.data = list(itertools.islice(data, len(row)))
-        for value, number in zip(row, row.data):
-            value.data = number
 
 def image_loss(weights, settings, products, pixels, label):
     """pixels [side * side], their digit -> cross-entropy, reconstruction error"""
@@ -603,8 +607,8 @@ def load_digits(folder, size):
         sys.exit(f'vlm.py: MNIST cannot be downloaded: connect to the network, or put its four '
                  f'files ({", ".join(MNIST)}, raw or .gz) into {home}')
     train, test = [read_digits(home, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
-    print(f'MNIST cannot be downloaded, so the bundled digits are used: {len(train):,} to learn '
-          f'from, {len(test)} to test on. Connect to the network to get MNIST.', file=sys.stderr)
+    print(f'MNIST cannot be downloaded, so the {len(train):,} + {len(test)} bundled digits are '
+          'used. Connect to the network to get MNIST.', file=sys.stderr)
     return train, test
 
 # ---- Weights on disk -----------------------------------------------------------------------------
@@ -768,7 +772,7 @@ def main(argv=None):
     print(f'{count:,} parameters')
     for names in MODEL, ('steps', 'batch', 'lr', 'reconstruction', 'seed'):
         print(', '.join(f'{name} {getattr(settings, name)}' for name in names))
-    print(f'{len(training):,} images to learn from, {len(test):,} to test on', flush=True)
+    print(f'{len(training):,} training images, {len(test):,} test images', flush=True)
     train(weights, settings, shuffled(training, settings.seed))
     if settings.save:
         save(settings.save, weights, settings)

@@ -179,7 +179,7 @@ class Folders(Case):
         empty = write(self.folder / 'empty', {})
         status, out, err = run(*TINY)
         self.assertEqual(status, 0, err)
-        self.assertRegex(err, r'^MNIST.*bundled.* 7 .* 4 .*MNIST')
+        self.assertRegex(err, r'^MNIST.* 7 \+ 4 bundled.*MNIST')
         for argv in ['--size', 14], ['--data', empty], ['--data', home]:
             with self.subTest(argv):
                 self.refused(1, 'MNIST cannot be downloaded.* put ', *argv)
