@@ -435,7 +435,7 @@ class Team(contextlib.AbstractContextManager):
                 process.start()
                 theirs.close()
                 self.others.append((process, ours))
-        except OSError as error:
+        except (OSError, EOFError) as error:
             print(f'no further process can be started ({error}): going on with '
                   f'{len(self.others) + 1}', file=sys.stderr)
         finally:
@@ -464,7 +464,7 @@ class Team(contextlib.AbstractContextManager):
     def dismiss(self, process, pipe):
         """End one of the other processes."""
         self.others.remove((process, pipe))
-        process.terminate()
+        process.kill()
         process.join()
         pipe.close()
 
@@ -770,7 +770,7 @@ def main(argv=None):
     weights = weights or first_weights(settings)
     count = sum(len(row) for matrix in weights.values() for row in matrix)
     print(f'{count:,} parameters')
-    for names in MODEL, ('steps', 'batch', 'lr', 'reconstruction', 'seed'):
+    for names in MODEL[:6], MODEL[6:], ('steps', 'batch', 'lr', 'reconstruction', 'seed'):
         print(', '.join(f'{name} {getattr(settings, name)}' for name in names))
     print(f'{len(training):,} training images, {len(test):,} test images', flush=True)
     train(weights, settings, shuffled(training, settings.seed))
