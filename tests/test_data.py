@@ -1,4 +1,4 @@
-"""Data: IDX files, the download, the bundled digits. The helpers serve test_cli.py as well."""
+"""Data: IDX files, the download, the bundled digits. Its functions serve test_cli.py too."""
 import ast, contextlib, gc, gzip, hashlib, http.server, io, os, random, shutil, socket, struct
 import subprocess, sys, tempfile, threading, unittest
 from pathlib import Path
