@@ -245,7 +245,7 @@ def assign(weights, data):
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """`side` pixels in `size` bins: for each bin its first pixel, the weights from there on"""
+    """`side` pixels in `size` bins: per bin its first pixel, and its part of each from there on"""
     edges = [i * side / size for i in range(size + 1)]
     return [(int(a), [(min(b, p + 1) - max(a, p)) * size / side
                       for p in range(int(a), math.ceil(b))]) for a, b in zip(edges, edges[1:])]
@@ -389,7 +389,7 @@ def adam(data, grad, m, v, step, lr):
 def learn(weights, settings, examples, team=None):
     """Train on endless examples (pixels, digit); yield each step's two mean losses."""
     team = team or Team(weights, settings, jobs=1)
-    values = list(itertools.chain(*itertools.chain(*weights.values())))
+    values = [value for matrix in weights.values() for row in matrix for value in row]
     m = v = [0.0] * len(values)
     left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
     if not settings.reconstruction:
@@ -406,7 +406,7 @@ def learn(weights, settings, examples, team=None):
         for value, g in zip(values, grad):
             value.grad = g
         if half:
-            entries = vector(list(itertools.chain(*gram(left, right))))
+            entries = vector([entry for row in gram(left, right) for entry in row])
             dot(entries, grad[len(values):]).backward()
             Value.tape.clear()
         data, m, v = adam([value.data for value in values], [value.grad for value in values], m, v,
@@ -445,8 +445,8 @@ class Team(contextlib.AbstractContextManager):
         """task(weights, settings, common, part of items) in each process -> results, in order"""
         count = len(self.others) + 1
         parts = [items[rank::count] for rank in range(count)]
-        rows = itertools.chain(*self.weights.values())
-        data = array('d', itertools.chain(*[row.data for row in rows]))
+        matrices = self.weights.values()
+        data = array('d', [number for rows in matrices for row in rows for number in row.data])
         for (_, pipe), part in zip(self.others, parts[1:]):
             with contextlib.suppress(OSError):  # a process that died: noticed below
                 pipe.send((task, data, common, part))
@@ -723,7 +723,7 @@ def train(weights, settings, examples):
                 letters, image = [sum(column) / len(recent) for column in zip(*recent)]
                 loss = letters + settings.reconstruction * image
                 if not math.isfinite(loss):
-                    progress('', False, sys.stderr.isatty())
+                    progress('', False, sys.stderr.isatty())  # ends the line on a terminal
                     sys.exit(f'vlm.py: loss {loss} at step {step}: a lower --lr may help')
                 rate = step / (time.monotonic() - start)
                 progress(f'step {step}/{settings.steps}  loss {loss:.3f} (letters {letters:.3f}, '
