@@ -35,13 +35,13 @@ SETTINGS = {
     'heads':          (2,     2,     1,     'attention heads; they share the width'),
     'layers':         (1,     1,     1,     'transformer layers'),
     'mlp':            (1,     1,     1,     'hidden units of a layer, per number of its vector'),
-    'degree2':        (1,     1,     0,     'vision tokens of degree 2 in the pixels'),
-    'degree3':        (2,     2,     0,     'vision tokens of degree 3'),
-    'degree4':        (1,     1,     0,     'vision tokens of degree 4, products of degree 2'),
-    'steps':          (900,   1250,  0,     'training steps, one minibatch each'),
+    'degree2':        (1,     2,     0,     'vision tokens of degree 2 in the pixels'),
+    'degree3':        (2,     0,     0,     'vision tokens of degree 3'),
+    'degree4':        (0,     2,     0,     'vision tokens of degree 4, products of degree 2'),
+    'steps':          (500,   1000,  0,     'training steps, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
-    'lr':             (0.01,  0.01,  1e-9,  'learning rate at first; it falls linearly to zero'),
-    'reconstruction': (0.1,   0.1,   0.0,   'weight of the reconstruction; cross-entropy has 1'),
+    'lr':             (0.014, 0.014, 1e-9,  'learning rate at first; it falls linearly to zero'),
+    'reconstruction': (0.15,  0.1,   0.0,   'weight of the reconstruction; cross-entropy has 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
 }
 SHARE = 4  # images in a share, the unit of work that processes share out among them
@@ -60,39 +60,38 @@ LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS 
 
 class Value:
     """One scalar that can be differentiated."""
-    __slots__ = 'data', 'grad', 'parents', 'derivatives'
+    __slots__ = 'data', 'grad', 'edges'
     tape = []  # every computed Value, oldest first: each comes after its parents
 
-    def __init__(self, data, parents=(), derivatives=()):
-        self.data = data                # the number itself
-        self.grad = 0.0                 # derivative of the loss with respect to this number
-        self.parents = parents          # the Values it was computed from: a tuple of lists
-        self.derivatives = derivatives  # of this number with respect to each parent, likewise
-        if parents:
+    def __init__(self, data, *edges):
+        self.data = data    # the number itself
+        self.grad = 0.0     # derivative of the loss with respect to this number
+        self.edges = edges  # pairs of lists: parents, derivatives of this number by each of them
+        if edges:
             Value.tape.append(self)
 
     def __add__(self, other):
         if isinstance(other, Value):
-            return Value(self.data + other.data, ((self, other),), ((1.0, 1.0),))
-        return Value(self.data + other, ((self,),), ((1.0,),))
+            return Value(self.data + other.data, ((self, other), (1.0, 1.0)))
+        return Value(self.data + other, ((self,), (1.0,)))
 
     def __mul__(self, other):
         if isinstance(other, Value):
-            return Value(self.data * other.data, ((self, other),), ((other.data, self.data),))
-        return Value(self.data * other, ((self,),), ((other,),))
+            return Value(self.data * other.data, ((self, other), (other.data, self.data)))
+        return Value(self.data * other, ((self,), (other,)))
 
     def __pow__(self, exponent):
         derivative = exponent * self.data ** (exponent - 1)
-        return Value(self.data ** exponent, ((self,),), ((derivative,),))
+        return Value(self.data ** exponent, ((self,), (derivative,)))
 
     def exp(self):
         """e to the power of self"""
         data = math.exp(self.data)
-        return Value(data, ((self,),), ((data,),))
+        return Value(data, ((self,), (data,)))
 
     def log(self):
         """natural logarithm of self"""
-        return Value(math.log(self.data), ((self,),), ((1 / self.data,),))
+        return Value(math.log(self.data), ((self,), (1 / self.data,)))
 
     def relu(self):
         """self where it is positive, else a constant 0"""
@@ -113,7 +112,7 @@ class Value:
         for node in reversed(Value.tape):
             grad = node.grad
             if grad:
-                for parents, derivatives in zip(node.parents, node.derivatives):
+                for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
 
@@ -142,10 +141,10 @@ def dot(a, b, start=None):
     if type(a) is list:
         return sumprod(a, b) if start is None else start + sumprod(a, b)
     if type(b) is list:
-        return Value(sumprod(a.data, b), (a,), (b,))
+        return Value(sumprod(a.data, b), (a, b))
     if start is None:
-        return Value(sumprod(a.data, b.data), (a, b), (b.data, a.data))
-    return Value(start.data + sumprod(a.data, b.data), (a, b, (start,)), (b.data, a.data, (1.0,)))
+        return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
+    return Value(start.data + sumprod(a.data, b.data), (a, b.data), (b, a.data), ((start,), (1.0,)))
 
 def linear(weight, x):
     """weight [m][n], x [n] -> [m]"""
@@ -168,7 +167,7 @@ def rmsnorm(x):
     numbers = x if type(x) is list else x.data
     scale = (sumprod(numbers, numbers) / len(x) + NORM_EPSILON) ** -0.5
     if type(x) is Vector:  # dscale / dx_j = -x_j scale^3 / n
-        scale = Value(scale, (x,), ([-v * scale ** 3 / len(x) for v in numbers],))
+        scale = Value(scale, (x, [-v * scale ** 3 / len(x) for v in numbers]))
     return vector([v * scale for v in x])
 
 def split(x, n):
@@ -187,14 +186,14 @@ def softmax(logits, temperature=1.0):
     rows = [[-p * q / temperature for q in probs] for p in probs]
     for i, p in enumerate(probs):
         rows[i][i] += p / temperature
-    return vector([Value(p, (logits,), (row,)) for p, row in zip(probs, rows)])
+    return vector([Value(p, (logits, row)) for p, row in zip(probs, rows)])
 
 def cross_entropy(logits, target):
     """logits [n], index of the target -> -log p_target;   d / dlogit_j = p_j - (j == target)"""
     probs = softmax(logits.data)
     loss = -math.log(max(probs[target], sys.float_info.min))  # never log(0)
     probs[target] -= 1
-    return Value(loss, (logits,), (probs,))
+    return Value(loss, (logits, probs))
 
 # ---- Weights: the numbers that are learned -------------------------------------------------------
 # They are matrices with names; their rows are Vectors. The chapters below say what each does.
@@ -245,10 +244,12 @@ def assign(weights, data):
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """`side` pixels in `size` bins: per bin its first pixel, and its part of each from there on"""
-    edges = [i * side / size for i in range(size + 1)]
-    return [(int(a), [(min(b, p + 1) - max(a, p)) * size / side
-                      for p in range(int(a), math.ceil(b))]) for a, b in zip(edges, edges[1:])]
+    """`side` pixels, less a border, in `size` bins: per bin its first pixel, its part of each"""
+    border = side // 9  # 3 of MNIST's 28 pixels, nearly always black; the bundled 8x8 have none
+    width = (side - 2 * border) / size
+    edges = [border + i * width for i in range(size + 1)]
+    return [(int(a), [(min(b, p + 1) - max(a, p)) / width for p in range(int(a), math.ceil(b))])
+            for a, b in zip(edges, edges[1:])]
 
 def downscale(pixels, size):
     """pixels [side * side] -> [size * size]: area averages, where a bin may own part of a pixel"""
@@ -266,29 +267,46 @@ def latents(weights, degree, inputs):
 
 def see(weights, width, x):
     """image x [n] -> vision tokens [tokens][width], latents of degree 2 [k]"""
+    mean = sum(x) / len(x)
+    contrast = rmsnorm([v - mean for v in x])  # degree 3 learns faster from it, and rebuilds nothing
     two = latents(weights, 2, (x, x))
-    three = latents(weights, 3, (x, x, x))
+    three = latents(weights, 3, (contrast, contrast, contrast))
     four = []
     if weights['eye.degree4.0']:  # "BAE x BAE": from two normalised halves of the degree-2 code
         four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
     return split(two + three + four, width), two
 
-def gram(left, right):
-    """left, right [k][n] -> lower half [k][<= k] of the symmetric matrix (l_i.l_j)(r_i.r_j)"""
-    return [[dot(left[i], left[j]) * dot(right[i], right[j]) for j in range(i + 1)]
-            for i in range(len(left))]
+def pairs(rows):
+    """rows [k][n], floats -> dot products of all pairs of rows [k][k], each computed once"""
+    half = [[dot(a, b) for b in rows[:i + 1]] for i, a in enumerate(rows)]
+    return [[half[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
 
-def mirror(half):
-    """lower half [k][<= k] -> the whole symmetric matrix [k][k]"""
-    k = range(len(half))
-    return [vector([half[max(i, j)][min(i, j)] for j in k]) for i in k]
+def transpose(matrix):
+    """[m][n] -> [n][m]"""
+    return list(map(list, zip(*matrix)))
 
-def reconstruction_error(products, f, x):
+def hadamard(a, b):
+    """matrices a, b [m][n] -> their products, element by element [m][n]"""
+    return [list(map(mul, *rows)) for rows in zip(a, b)]
+
+def reconstruction_error(gram, f, x):
     """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
     # ||a - b||^2 = ||a||^2 - 2 a.b + ||b||^2. By the kernel trick of the paper above, these three
-    # terms need none of the n^2 numbers of a and b.
-    reconstruction, cross, constant = dot(linear(products, f), f), dot(f, f), dot(x, x) ** 2
-    return (reconstruction - 2 * cross + constant) / len(x) ** 2
+    # terms need none of the n^2 numbers of a and b, only gram_ij = (l_i.l_j)(r_i.r_j), which is
+    # the same for all images.
+    numbers = f if type(f) is list else f.data
+    rebuilt = linear(gram, numbers)
+    reconstruction, cross, constant = dot(numbers, rebuilt), dot(numbers, numbers), dot(x, x) ** 2
+    error = (reconstruction - 2 * cross + constant) / len(x) ** 2
+    if type(f) is list:
+        return error
+    return Value(error, (f, [(2 * a - 4 * b) / len(x) ** 2 for a, b in zip(rebuilt, numbers)]))
+
+def gram_gradient(codes, rows, others):
+    """codes f [images][k], rows l [k][n], pairs(r) [k][k] -> d sum f^T gram f / dl [k][n]"""
+    # The derivative of f^T gram f with respect to l_i is 2 sum_j f_i f_j (r_i.r_j) l_j.
+    together, columns = pairs(transpose(codes)), transpose(rows)
+    return [[2 * d for d in linear(columns, line)] for line in hadamard(together, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # One sequence, [VIS_0 ... VIS_3] [BOS] s e v e n: each letter predicts the next one. Attention:
@@ -347,72 +365,64 @@ def next_logits(weights, settings, letter, cache):
 
 BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
+WEIGHT_DECAY = 0.2        # times the learning rate: the share by which a step shrinks all weights
 
-def image_loss(weights, settings, products, pixels, label):
-    """pixels [side * side], their digit -> cross-entropy, reconstruction error"""
+def image_gradient(weights, settings, gram, pixels, label):
+    """One image's share of the batch's gradient, added -> its two losses, its latents [k]"""
     x, cache, code = look(weights, settings, pixels)
     text = BOS + NAMES[label] + EOS
     losses = [cross_entropy(next_logits(weights, settings, letter, cache), VOCABULARY.index(target))
               for letter, target in zip(text, text[1:])]
-    wanted = settings.reconstruction and code
-    error = reconstruction_error(products, code, x) if wanted else Value(0.0)
-    return sum(losses) / len(losses), error
+    letters = sum(losses) / len(losses)
+    error = reconstruction_error(gram, code, x) if gram else Value(0.0)
+    ((letters + settings.reconstruction * error) / settings.batch).backward()
+    return letters.data, error.data, code.data if gram else []
 
-def gradients(weights, settings, half, shares):
-    """shares [[(pixels, digit)]] -> for each, its two losses, its gradient [weights + gram]"""
+def gradient(weights, settings, gram, share):
+    """share [(pixels, digit)] -> gradient [weights]; per image its losses; per image its latents"""
+    rows, results = list(itertools.chain(*weights.values())), []
+    for row in rows:
+        for value in row:
+            value.grad = 0.0
     gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
-    half = [[Value(number) for number in row] for row in half]
-    products = mirror(half)
-    leaves = [v for matrix in [*weights.values(), half] for row in matrix for v in row]
-    out = []
-    for share in shares:
-        totals = [0.0, 0.0]
-        for leaf in leaves:
-            leaf.grad = 0.0
-        for pixels, label in share:
-            losses = image_loss(weights, settings, products, pixels, label)
-            ((losses[0] + settings.reconstruction * losses[1]) / settings.batch).backward()
-            Value.tape.clear()  # gives back the memory of this image's graph
-            totals = [total + loss.data for total, loss in zip(totals, losses)]
-        out.append((totals, array('d', [leaf.grad for leaf in leaves])))
+    for pixels, label in share:
+        results.append(image_gradient(weights, settings, gram, pixels, label))
+        Value.tape.clear()  # gives back the memory of this image's graph
     gc.enable()
-    return out
+    return array('d', [value.grad for row in rows for value in row]), results
 
 def adam(data, grad, m, v, step, lr):
-    """weights, gradient, running means of gradient and of its square -> new weights, m, v"""
+    """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
     m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
     v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
     c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # both means began at zero
-    data = [w - lr * (a / c1) / (math.sqrt(b / c2) + ADAM_EPSILON) for w, a, b in zip(data, m, v)]
-    return data, m, v  # Kingma and Ba 2015
+    data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + WEIGHT_DECAY * w)
+            for w, a, b in zip(data, m, v)]
+    return data, m, v  # Kingma and Ba 2015; with weight decay: Loshchilov and Hutter 2019
 
 def learn(weights, settings, examples, team=None):
     """Train on endless examples (pixels, digit); yield each step's two mean losses."""
     team = team or Team(weights, settings, jobs=1)
-    values = [value for matrix in weights.values() for row in matrix for value in row]
-    m = v = [0.0] * len(values)
-    left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
-    if not settings.reconstruction:
-        left = right = []  # then nobody reads the gram
+    data = [number for matrix in weights.values() for row in matrix for number in row.data]
+    m = v = [0.0] * len(data)
     for step in range(settings.steps):
         batch = list(itertools.islice(examples, settings.batch))
-        # The gram depends on the weights alone, so it is made once per batch, in floats. To the
-        # images its entries are constants that collect gradients, as weights do; after them, the
-        # chain rule goes on from these gradients to l and r.
-        half = gram([row.data for row in left], [row.data for row in right])
+        # The gram depends on the weights alone, so it is made once per batch. To the images it is
+        # a constant; what the loss owes to it is added to the gradient for all of them together.
+        left, right = [[row.data for row in weights[f'eye.degree2.{factor}']
+                        if settings.reconstruction] for factor in range(2)]
+        lefts, rights = pairs(left), pairs(right)
         shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
-        losses, grads = zip(*team.map(gradients, half, shares))
-        grad = list(map(sum, zip(*grads)))  # in the order of the shares, whoever computed them
-        for value, g in zip(values, grad):
-            value.grad = g
-        if half:
-            entries = vector([entry for row in gram(left, right) for entry in row])
-            dot(entries, grad[len(values):]).backward()
-            Value.tape.clear()
-        data, m, v = adam([value.data for value in values], [value.grad for value in values], m, v,
-                          step + 1, settings.lr * (1 - step / settings.steps))
+        grads, results = zip(*team.map(gradient, hadamard(lefts, rights), shares))
+        grad = reduce(add, grads)  # in the order of the shares, whoever computed them
+        letters, errors, codes = zip(*itertools.chain(*results))
+        scale = settings.reconstruction / settings.size ** 4 / len(batch)
+        slopes = gram_gradient(codes, left, rights) + gram_gradient(codes, right, lefts)
+        for i, slope in enumerate(itertools.chain(*slopes)):  # these two matrices are the first
+            grad[i] += scale * slope
+        data, m, v = adam(data, grad, m, v, step + 1, settings.lr * (1 - step / settings.steps))
         assign(weights, data)
-        yield [sum(column) / len(batch) for column in zip(*losses)]
+        yield sum(letters) / len(batch), sum(errors) / len(batch)
 
 # ---- Many hands: data parallelism ----------------------------------------------------------------
 # The images of a minibatch do not need one another, so several processes can work on them. Sums of
@@ -442,7 +452,7 @@ class Team(contextlib.AbstractContextManager):
             signal.signal(signal.SIGINT, on_interrupt)
 
     def map(self, task, common, items):
-        """task(weights, settings, common, part of items) in each process -> results, in order"""
+        """task(weights, settings, common, item) for all items, shared out -> results, in order"""
         count = len(self.others) + 1
         parts = [items[rank::count] for rank in range(count)]
         matrices = self.weights.values()
@@ -451,14 +461,15 @@ class Team(contextlib.AbstractContextManager):
             with contextlib.suppress(OSError):  # a process that died: noticed below
                 pipe.send((task, data, common, part))
         out = [None] * len(items)
-        out[::count] = task(self.weights, self.settings, common, parts[0])
+        out[::count] = [task(self.weights, self.settings, common, item) for item in parts[0]]
         for rank, (process, pipe) in enumerate(list(self.others), 1):
             try:
                 out[rank::count] = pipe.recv()
             except (EOFError, OSError):
                 print('a process died: the others do its work', file=sys.stderr)
                 self.dismiss(process, pipe)
-                out[rank::count] = task(self.weights, self.settings, common, parts[rank])
+                out[rank::count] = [task(self.weights, self.settings, common, item)
+                                    for item in parts[rank]]
         return out
 
     def dismiss(self, process, pipe):
@@ -481,25 +492,20 @@ def follow(pipe, parents_end, settings):
         while True:
             task, data, common, part = pipe.recv()
             assign(weights, data)
-            pipe.send(task(weights, settings, common, part))
+            pipe.send([task(weights, settings, common, item) for item in part])
 
 # ---- Speaking: greedy decoding -------------------------------------------------------------------
 # The mouth speaks the most probable letter, hears itself say it, and goes on until it says EOS.
 
-def speak(weights, settings, products, pixels):
-    """pixels [side * side], weights in floats -> the name it speaks, its reconstruction error"""
+def speak(weights, settings, gram, pixels):
+    """pixels [side * side] -> the name it speaks, its reconstruction error"""
+    weights = numbers(weights)
     x, cache, code = look(weights, settings, pixels)
     text = BOS
     while len(text) <= LONGEST and not text.endswith(EOS):
         logits = next_logits(weights, settings, text[-1], cache)
         text += VOCABULARY[logits.index(max(logits))]
-    return text[1:].rstrip(EOS), reconstruction_error(products, code, x)
-
-def answers(weights, settings, _, images):
-    """[pixels] -> per image the name it speaks, its reconstruction error"""
-    floats = numbers(weights)
-    products = mirror(gram(floats['eye.degree2.0'], floats['eye.degree2.1']))
-    return [speak(floats, settings, products, pixels) for pixels in images]
+    return text[1:].rstrip(EOS), reconstruction_error(gram, code, x)
 
 # That was the algorithm; what follows is comfort.
 
@@ -741,10 +747,12 @@ def report(weights, settings, digits):
     except UnicodeEncodeError:
         marks = 'x+'
     digits, right, errors = digits[:settings.test], 0, []
+    floats = numbers(weights)
+    gram = hadamard(pairs(floats['eye.degree2.0']), pairs(floats['eye.degree2.1']))
     with Team(weights, settings, settings.jobs) as team:
-        for start in range(0, len(digits), 20 * settings.jobs):
-            part = digits[start:start + 20 * settings.jobs]
-            spoken = team.map(answers, None, [pixels for pixels, _ in part])
+        for start in range(0, len(digits), 100 * settings.jobs):
+            part = digits[start:start + 100 * settings.jobs]
+            spoken = team.map(speak, gram, [pixels for pixels, _ in part])
             for (_, label), (text, error) in zip(part, spoken):
                 if len(errors) < 20:
                     mark = marks[text == NAMES[label]]

@@ -5,6 +5,7 @@ environment variable VLM_MNIST, else the bundled digits.
 """
 import argparse, gc, itertools, math, os, platform, random, statistics, sys, time
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,6 +20,7 @@ SLOT = 0.4        # seconds that one measurement lasts at least
 WARM_UP = 0.2 if platform.python_implementation() == 'CPython' else 4.0  # PyPy has to compile first
 TOLERANCE = 1e-9  # largest allowed difference between losses or elements of gradients
 TEXTBOOK = 'textbook engine'
+ADAM = vlm.adam
 V1 = dict(degree2=8, degree3=0, degree4=0, width=16, heads=4, layers=1, mlp=4, batch=1)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
@@ -51,9 +53,13 @@ def per_image(step, batch, seconds):
 
 def vlm_gradient(weights, settings, examples):
     """-> loss and flat gradient of one batch, from a step of vlm.learn(); it moves the weights"""
-    letters, image = next(vlm.learn(weights, settings, iter(examples)))
-    return letters + settings.reconstruction * image, [
-        v.grad for matrix in weights.values() for row in matrix for v in row]
+    grads = []
+    def adam(data, grad, *state):
+        grads.extend(grad)
+        return ADAM(data, grad, *state)
+    with mock.patch.object(vlm, 'adam', adam):
+        letters, image = next(vlm.learn(weights, settings, iter(examples)))
+    return letters + settings.reconstruction * image, grads
 
 def vlm_trains(settings):
     """vlm.py; processes have started before the clock does"""
@@ -67,10 +73,11 @@ def vlm_trains(settings):
 
 def vlm_speaks(settings):
     """vlm.py naming one image after another"""
-    weights = vlm.numbers(random_weights(settings))
-    products = vlm.mirror(vlm.gram(weights['eye.degree2.0'], weights['eye.degree2.1']))
+    values = random_weights(settings)
+    weights = vlm.numbers(values)
+    gram = vlm.hadamard(*[vlm.pairs(weights[f'eye.degree2.{factor}']) for factor in range(2)])
     def run(examples, seconds):
-        names = (vlm.speak(weights, settings, products, x) for x, _ in itertools.cycle(examples))
+        names = (vlm.speak(values, settings, gram, x) for x, _ in itertools.cycle(examples))
         return per_image(lambda: next(names), 1, seconds)
     return run
 
@@ -86,8 +93,8 @@ def torch_gradient(weights, settings, examples):
 def torch_trains(settings):
     """PyTorch eager in float32 with fused Adam; images are downscaled before the clock starts"""
     weights = torch_model.parameters(random_weights(settings), torch.float32)
-    adam = torch.optim.Adam(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2), vlm.ADAM_EPSILON,
-                            fused=True)
+    adam = torch.optim.AdamW(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2),
+                             vlm.ADAM_EPSILON, vlm.WEIGHT_DECAY, fused=True)
     def run(examples, seconds):
         x = torch.tensor(images(examples, settings.size)).split(settings.batch)
         labels = torch.tensor([label for _, label in examples]).split(settings.batch)
@@ -199,7 +206,8 @@ def textbook(settings):
             m[i] = vlm.BETA1 * m[i] + (1 - vlm.BETA1) * p.grad
             v[i] = vlm.BETA2 * v[i] + (1 - vlm.BETA2) * p.grad ** 2
             up, down = m[i] / (1 - vlm.BETA1 ** step), v[i] / (1 - vlm.BETA2 ** step)
-            p.data -= settings.lr * up / (down ** 0.5 + vlm.ADAM_EPSILON)
+            change = up / (down ** 0.5 + vlm.ADAM_EPSILON) + vlm.WEIGHT_DECAY * p.data
+            p.data -= settings.lr * change
             p.grad = 0.0
         return loss.data, grads
     return learn

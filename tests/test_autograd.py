@@ -3,6 +3,7 @@ import gc
 import math
 import platform
 import unittest
+from operator import mul
 
 import vlm
 from tests import tools
@@ -91,8 +92,7 @@ class Operations(Case):
             if platform.python_implementation() == 'CPython':
                 counts.append(live())
         self.assertEqual(counts, counts[:1] * len(counts))
-        half = [[0.0] * (i + 1) for i in range(4)]
-        vlm.gradients(weights, settings, half, [[(gauss(4, 1), 2)]])
+        vlm.gradient(weights, settings, [[0.0] * 4] * 4, [(gauss(4, 1), 2)])
         self.assertEqual(Value.tape, [])
 
 
@@ -167,14 +167,24 @@ class Layers(Case):
 
     def test_reconstruction_error(self):
         """The kernel trick gives what the materialised products of all pairs of pixels give"""
-        x = gauss(5, 9)
+        x, left, right = gauss(5, 9), rows(gauss(15, 3), 5), rows(gauss(15, 4), 5)
+        f = list(map(mul, tools.product(left, x), tools.product(right, x)))
+        self.check(lambda f: vlm.reconstruction_error(tools.gram(left, right), f, x),
+                   lambda f: vlm.reconstruction_error(tools.gram(left, right), f, x), 3)
+        self.assertNear([vlm.reconstruction_error(tools.gram(left, right), f, x)],
+                        [tools.materialised(left, right, x)])
 
-        def trick(left, right):
-            weights = {'eye.degree2.0': rows(left, 5), 'eye.degree2.1': rows(right, 5)}
-            products = vlm.mirror(vlm.gram(*weights.values()))
-            return vlm.reconstruction_error(products, vlm.latents(weights, 2, (x, x)), x)
-        self.check(trick,
-                   lambda left, right: tools.materialised(rows(left, 5), rows(right, 5), x), 15, 15)
+    def test_gram(self):
+        """Its elements and, over two images, its part of the gradient"""
+        left, right, codes = rows(gauss(15, 3), 5), rows(gauss(15, 4), 5), rows(gauss(6, 5), 3)
+        gram = vlm.hadamard(vlm.pairs(left), vlm.pairs(right))
+        self.assertNear(sum(gram, []), sum(tools.gram(left, right), []))
+
+        def total(left):
+            gram = tools.gram(rows(left, 5), right)
+            return sum(vlm.dot(f, tools.product(gram, f)) for f in codes)
+        gradient = vlm.gram_gradient(codes, left, vlm.pairs(right))
+        self.assertNear(sum(gradient, []), slopes(total, sum(left, [])), 1e-7)
 
 
 if __name__ == '__main__':

@@ -80,7 +80,7 @@ class Reports(Runs):
 
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, answers=lambda weights, settings, _, share: [('seven', 1.0)] * len(share))
+        self.patch(vlm, speak=lambda *_: ('seven', 1.0))
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):
                 out = self.accepted('accuracy', *self.tiny, '--test', 10, encoding=encoding)
@@ -253,7 +253,7 @@ class Interruptions(Runs):
         self.assertIn('interrupted', err)
         self.assertIn('test accuracy', out)
         self.assertIn('weights', json.loads((self.folder / 'saved').read_bytes()))
-        for function in 'load_digits', 'first_weights', 'save', 'report', 'answers':
+        for function in 'load_digits', 'first_weights', 'save', 'report', 'speak':
             failing = mock.patch.object(vlm, function, side_effect=KeyboardInterrupt)
             with self.subTest(function), failing:
                 status, _, err = run(*self.tiny, '--save', self.folder / 'saved')

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import vlm
+from tests import tools
 from tests.tools import (Case, flatten, forward, gauss, image_losses, matrices, norm,
                          random_weights, slopes, tiny)
 
@@ -47,11 +48,12 @@ class Eye(Case):
         self.assertNear(vlm.downscale(pixels, 2), [7 / 3, 11 / 3, 19 / 3, 23 / 3])
 
     def test_downscale_mean(self):
-        """28x28 to 8x8 and to 14x14 keep the mean; to 8x8, an 8x8 image stays what it is"""
+        """The middle 22x22 of 28x28 keeps its mean; to 8x8, an 8x8 image stays what it is"""
         pixels = bytes((31 * i * i + 7 * i) % 256 for i in range(784))
+        middle = [pixels[28 * row + column] for row in range(3, 25) for column in range(3, 25)]
         for size in (8, 14):
             small = vlm.downscale(pixels, size)
-            self.assertNear([sum(small) / size ** 2], [sum(pixels) / 784])
+            self.assertNear([sum(small) / size ** 2], [sum(middle) / 484])
         self.assertNear(vlm.downscale(pixels[:64], 8), list(pixels[:64]))
 
     def test_no_two_tokens_alike(self):
@@ -94,19 +96,20 @@ class Mouth(Case):
         settings = tiny()
         weights = random_weights(settings)
         floats = vlm.numbers(weights)
-        products = vlm.mirror(vlm.gram(floats['eye.degree2.0'], floats['eye.degree2.1']))
+        gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
         for x, label in EXAMPLES:
-            losses = vlm.image_loss(weights, settings, products, x, label)
-            expected = image_losses(floats, settings, x, label)
-            self.assertNear([v.data for v in losses], expected, 1e-10)
+            *losses, _ = vlm.image_gradient(weights, settings, gram, x, label)
+            self.assertNear(losses, image_losses(floats, settings, x, label), 1e-10)
 
     def test_speaking_ends(self):
         """A mouth that never says EOS stops; the error is that of the materialised products"""
         settings = tiny()
         weights, (pixels, label) = vlm.first_weights(settings), EXAMPLES[0]
-        (text, error), = vlm.answers(weights, settings, None, [pixels])
+        floats = vlm.numbers(weights)
+        gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
+        text, error = vlm.speak(weights, settings, gram, pixels)
         self.assertEqual(len(text), vlm.LONGEST)
-        _, expected = image_losses(vlm.numbers(weights), settings, pixels, label)
+        _, expected = image_losses(floats, settings, pixels, label)
         self.assertNear([error], [expected], 1e-10)
 
 
@@ -124,7 +127,7 @@ class Gradient(Case):
             return sum(letters + settings.reconstruction * error for letters, error in pairs) / 2
         flat = [v.data for v in flatten(weights)]
         _, grads, _ = record(weights, settings, EXAMPLES)
-        self.assertNear(grads, slopes(loss, flat), 1e-7)
+        self.assertNear(grads, slopes(loss, flat, 3e-7), 1e-7)
 
     def test_tensor(self):
         """Tensor-product attention, every degree, two layers"""
@@ -154,18 +157,18 @@ class Gradient(Case):
         _, _, rates = record(random_weights(tiny()), tiny(steps=4, lr=0.8), EXAMPLES)
         self.assertNear(rates, [0.8, 0.6, 0.4, 0.2])
 
-    @mock.patch.multiple(vlm, BETA1=0.9, BETA2=0.99, ADAM_EPSILON=0.5)
+    @mock.patch.multiple(vlm, BETA1=0.9, BETA2=0.99, ADAM_EPSILON=0.5, WEIGHT_DECAY=0.1)
     def test_adam_by_hand(self):
-        """Two steps of lr 0.1 from weight 1, gradients 0.5 and -1; without gradient, no change"""
+        """Two steps of lr 0.1 from weight 1, gradients 0.5 and -1; without gradient, decay alone"""
         # m = 0.05, v = 0.0025; corrected 0.05/0.1 = 0.5, 0.0025/0.01 = 0.25;
-        # 1 - 0.1 * 0.5 / (sqrt(0.25) + 0.5) = 0.95
+        # 1 - 0.1 * (0.5 / (sqrt(0.25) + 0.5) + 0.1 * 1) = 0.94;  2 - 0.1 * 0.1 * 2 = 1.98
         data, m, v = vlm.adam([1.0, 2.0], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0], 1, 0.1)
-        self.assertNear(data, [0.95, 2.0])
+        self.assertNear(data, [0.94, 1.98])
         # m = 0.045 - 0.1 = -0.055, v = 0.002475 + 0.01 = 0.012475; corrected -0.055/0.19 =
         # -0.289473684, 0.012475/0.0199 = 0.626884422, root 0.791760332;
-        # 0.95 + 0.1 * 0.289473684 / 1.291760332 = 0.972409241
+        # 0.94 + 0.1 * (0.289473684 / 1.291760332 - 0.1 * 0.94) = 0.953009241
         data, m, v = vlm.adam(data, [-1.0, 0.0], m, v, 2, 0.1)
-        self.assertNear(data, [0.972409241, 2.0], 1e-9)
+        self.assertNear(data, [0.953009241, 1.9602], 1e-9)
 
 
 class Learning(Case):
@@ -188,8 +191,10 @@ class Learning(Case):
 
     def share_right(self, weights, settings, examples):
         """How many of the names are spoken right"""
-        spoken = vlm.answers(weights, settings, None, [pixels for pixels, _ in examples])
-        right = [text == vlm.NAMES[label] for (text, _), (_, label) in zip(spoken, examples)]
+        floats = vlm.numbers(weights)
+        gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
+        right = [vlm.speak(weights, settings, gram, pixels)[0] == vlm.NAMES[label]
+                 for pixels, label in examples]
         return sum(right) / len(right)
 
     def test_determinism(self):

@@ -8,19 +8,20 @@ from tests.test_cli import Runs
 from tests.tools import Case, gauss, tiny
 
 DIGITS = [(gauss(16, seed), seed % 10) for seed in range(12)]
-GRADIENTS = vlm.gradients
+GRADIENT = vlm.gradient
+EYE = [[0.0] * 4] * 4  # of these teams' width: as if the tokens of degree 2 rebuilt nothing
 METHODS = multiprocessing.get_all_start_methods()  # the default comes first
 use = functools.partial(multiprocessing.set_start_method, force=True)
 
-def where(weights, settings, wrong, share):
-    """A task: the process that each item is given to; one item is wrong and cannot be worked on"""
-    return [os.getpid() // (item != wrong) for item in share]
+def where(weights, settings, wrong, item):
+    """A task: the process that an item is given to; one item is wrong and cannot be worked on"""
+    return os.getpid() // (item != wrong)
 
-def die(weights, settings, half, shares):
-    """The task `gradients`, but another process that gets to see the digit 9 is killed at once"""
-    if multiprocessing.parent_process() and 9 in [label for share in shares for _, label in share]:
+def die(weights, settings, gram, share):
+    """The task `gradient`, but another process that gets to see the digit 9 is killed at once"""
+    if multiprocessing.parent_process() and 9 in [label for _, label in share]:
         os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
-    return GRADIENTS(weights, settings, half, shares)
+    return GRADIENT(weights, settings, gram, share)
 
 def group(leader):
     """The processes of a process group that have not ended, but for its leader"""
@@ -56,7 +57,7 @@ class Teams(Case):
             for pair in vlm.learn(weights, settings, itertools.cycle(DIGITS), team):
                 losses.append(pair)
                 disturb(team)
-            spoken = team.map(vlm.answers, None, [pixels for pixels, _ in DIGITS])
+            spoken = team.map(vlm.speak, EYE, [pixels for pixels, _ in DIGITS])
             workers = team.map(where, None, range(10))
         self.assertEqual((multiprocessing.active_children(), workers[0]), ([], os.getpid()))
         return repr((vlm.numbers(weights), losses, spoken)), lines, len(set(workers))
@@ -78,7 +79,7 @@ class Teams(Case):
         """A process killed between steps or during one costs a line, no bit."""
         self.check(5, 2, 3, 'died', disturb=lambda team: team.others[0][0].kill())  # three times
         for method in METHODS:
-            with self.subTest(method), mock.patch.object(vlm, 'gradients', die):
+            with self.subTest(method), mock.patch.object(vlm, 'gradient', die):
                 use(method)
                 self.check(3, 2, 1, 'died')
 

@@ -88,6 +88,12 @@ def attention(kind, heads, query, keys, values):
     return out
 
 
+def gram(left, right):
+    """The products of all pairs of rows, in one matrix after the other, multiplied"""
+    return [[math.prod(sum(map(mul, m[i], m[j])) for m in (left, right)) for j in range(len(left))]
+            for i in range(len(left))]
+
+
 def materialised(left, right, x):
     """||sum_j f_j l_j (x) r_j - x (x) x||^2 / n^2, in all its n^2 elements"""
     triples = list(zip(map(mul, product(left, x), product(right, x)), left, right))
@@ -102,7 +108,8 @@ def forward(w, s, x, letters):
         return [math.prod(column) for column in zip(*factors)]
     two = code(2, [x, x])
     halves = [norm(half) for half in rows(two, max(len(two) // 2, 1))]
-    tokens = rows(two + code(3, [x, x, x]) + code(4, halves), s.width)
+    contrast = norm([v - sum(x) / len(x) for v in x])
+    tokens = rows(two + code(3, [contrast] * 3) + code(4, halves), s.width)
     tokens += [w['letter'][vlm.VOCABULARY.index(letter)] for letter in letters]
     xs = list(map(plus, tokens, w['position']))
     for layer in range(s.layers):

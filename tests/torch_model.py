@@ -54,7 +54,7 @@ def loss(weights, settings, x, labels):
     """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
     tokens = [two := latents(weights, 2, (x, x))] if settings.degree2 else []
     if settings.degree3:
-        tokens.append(latents(weights, 3, (x, x, x)))
+        tokens.append(latents(weights, 3, [rmsnorm(x - x.mean(1, keepdim=True))] * 3))
     if settings.degree4:
         tokens.append(latents(weights, 4, [rmsnorm(half) for half in two.chunk(2, 1)]))
     tokens = torch.cat(tokens, 1).unflatten(1, (-1, settings.width))
