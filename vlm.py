@@ -6,7 +6,7 @@
 
 It looks at a handwritten digit and says its name, letter by letter:
 
-    28x28 image -> 8x8 pixels -> the eye -> [VIS_0] ... [VIS_3] [BOS] s e v e n
+    28x28 image -> 8x8 pixels -> the eye -> [VIS_0] ... [VIS_2] [BOS] s e v e n
                                                |          |       |   | | | | |
                                                +----------+- the mouth -+-+-+-+
                                                                   |   | | | | |
@@ -35,13 +35,14 @@ SETTINGS = {
     'heads':          (2,     2,     1,     'attention heads; they share the width'),
     'layers':         (1,     1,     1,     'transformer layers'),
     'mlp':            (1,     1,     1,     'hidden units of a layer, per number of its vector'),
-    'degree2':        (1,     2,     0,     'vision tokens of degree 2 in the pixels'),
-    'degree3':        (2,     0,     0,     'vision tokens of degree 3'),
-    'degree4':        (0,     2,     0,     'vision tokens of degree 4, products of degree 2'),
-    'steps':          (500,   1000,  0,     'training steps, one minibatch each'),
+    'degree2':        (1,     1,     0,     'vision tokens of degree 2 in the pixels'),
+    'degree3':        (2,     1,     0,     'vision tokens of degree 3'),
+    'degree4':        (0,     0,     0,     'vision tokens of degree 4, products of degree 2'),
+    'steps':          (450,   1250,  0,     'training steps, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
-    'lr':             (0.014, 0.014, 1e-9,  'learning rate at first; it falls linearly to zero'),
-    'reconstruction': (0.15,  0.1,   0.0,   'weight of the reconstruction; cross-entropy has 1'),
+    'lr':             (0.012, 0.012, 1e-9,  'learning rate at first; it falls linearly to zero'),
+    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part of a weight it loses'),
+    'reconstruction': (0.15,  0.03,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
 }
 SHARE = 4  # images in a share, the unit of work that processes share out among them
@@ -268,7 +269,7 @@ def latents(weights, degree, inputs):
 def see(weights, width, x):
     """image x [n] -> vision tokens [tokens][width], latents of degree 2 [k]"""
     mean = sum(x) / len(x)
-    contrast = rmsnorm([v - mean for v in x])  # degree 3 learns faster from it, and rebuilds nothing
+    contrast = rmsnorm([v - mean for v in x])  # degree 3 rebuilds nothing, and learns faster so
     two = latents(weights, 2, (x, x))
     three = latents(weights, 3, (contrast, contrast, contrast))
     four = []
@@ -309,7 +310,7 @@ def gram_gradient(codes, rows, others):
     return [[2 * d for d in linear(columns, line)] for line in hadamard(together, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
-# One sequence, [VIS_0 ... VIS_3] [BOS] s e v e n: each letter predicts the next one. Attention:
+# One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. Attention:
 # a position compares its query vector with the key of each position up to itself; the better they
 # match, the more of that position's value it takes. Each head does so with its own part of the
 # vectors. The usual score of a match is q.k; the tensor product cuts both in half and multiplies
@@ -365,7 +366,6 @@ def next_logits(weights, settings, letter, cache):
 
 BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
-WEIGHT_DECAY = 0.2        # times the learning rate: the share by which a step shrinks all weights
 
 def image_gradient(weights, settings, gram, pixels, label):
     """One image's share of the batch's gradient, added -> its two losses, its latents [k]"""
@@ -391,12 +391,12 @@ def gradient(weights, settings, gram, share):
     gc.enable()
     return array('d', [value.grad for row in rows for value in row]), results
 
-def adam(data, grad, m, v, step, lr):
+def adam(data, grad, m, v, step, lr, decay):
     """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
     m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
     v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
     c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # both means began at zero
-    data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + WEIGHT_DECAY * w)
+    data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + decay * w)
             for w, a, b in zip(data, m, v)]
     return data, m, v  # Kingma and Ba 2015; with weight decay: Loshchilov and Hutter 2019
 
@@ -420,7 +420,8 @@ def learn(weights, settings, examples, team=None):
         slopes = gram_gradient(codes, left, rights) + gram_gradient(codes, right, lefts)
         for i, slope in enumerate(itertools.chain(*slopes)):  # these two matrices are the first
             grad[i] += scale * slope
-        data, m, v = adam(data, grad, m, v, step + 1, settings.lr * (1 - step / settings.steps))
+        lr = settings.lr * (1 - step / settings.steps)
+        data, m, v = adam(data, grad, m, v, step + 1, lr, settings.decay)
         assign(weights, data)
         yield sum(letters) / len(batch), sum(errors) / len(batch)
 
@@ -778,7 +779,7 @@ def main(argv=None):
     weights = weights or first_weights(settings)
     count = sum(len(row) for matrix in weights.values() for row in matrix)
     print(f'{count:,} parameters')
-    for names in MODEL[:6], MODEL[6:], ('steps', 'batch', 'lr', 'reconstruction', 'seed'):
+    for names in MODEL[:6], MODEL[6:], [name for name in SETTINGS if name not in MODEL]:
         print(', '.join(f'{name} {getattr(settings, name)}' for name in names))
     print(f'{len(training):,} training images, {len(test):,} test images', flush=True)
     train(weights, settings, shuffled(training, settings.seed))

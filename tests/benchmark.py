@@ -94,7 +94,7 @@ def torch_trains(settings):
     """PyTorch eager in float32 with fused Adam; images are downscaled before the clock starts"""
     weights = torch_model.parameters(random_weights(settings), torch.float32)
     adam = torch.optim.AdamW(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2),
-                             vlm.ADAM_EPSILON, vlm.WEIGHT_DECAY, fused=True)
+                             vlm.ADAM_EPSILON, settings.decay, fused=True)
     def run(examples, seconds):
         x = torch.tensor(images(examples, settings.size)).split(settings.batch)
         labels = torch.tensor([label for _, label in examples]).split(settings.batch)
@@ -206,7 +206,7 @@ def textbook(settings):
             m[i] = vlm.BETA1 * m[i] + (1 - vlm.BETA1) * p.grad
             v[i] = vlm.BETA2 * v[i] + (1 - vlm.BETA2) * p.grad ** 2
             up, down = m[i] / (1 - vlm.BETA1 ** step), v[i] / (1 - vlm.BETA2 ** step)
-            change = up / (down ** 0.5 + vlm.ADAM_EPSILON) + vlm.WEIGHT_DECAY * p.data
+            change = up / (down ** 0.5 + vlm.ADAM_EPSILON) + settings.decay * p.data
             p.data -= settings.lr * change
             p.grad = 0.0
         return loss.data, grads

@@ -27,7 +27,7 @@ def record(weights, settings, examples):
     """learn() without changing the weights -> losses of the steps, last gradient, rates"""
     grads, rates = [], []
 
-    def adam(data, grad, m, v, step, lr):
+    def adam(data, grad, m, v, step, lr, decay):
         grads.append(list(grad))
         rates.append(lr)
         return data, m, v
@@ -157,17 +157,17 @@ class Gradient(Case):
         _, _, rates = record(random_weights(tiny()), tiny(steps=4, lr=0.8), EXAMPLES)
         self.assertNear(rates, [0.8, 0.6, 0.4, 0.2])
 
-    @mock.patch.multiple(vlm, BETA1=0.9, BETA2=0.99, ADAM_EPSILON=0.5, WEIGHT_DECAY=0.1)
+    @mock.patch.multiple(vlm, BETA1=0.9, BETA2=0.99, ADAM_EPSILON=0.5)
     def test_adam_by_hand(self):
         """Two steps of lr 0.1 from weight 1, gradients 0.5 and -1; without gradient, decay alone"""
         # m = 0.05, v = 0.0025; corrected 0.05/0.1 = 0.5, 0.0025/0.01 = 0.25;
         # 1 - 0.1 * (0.5 / (sqrt(0.25) + 0.5) + 0.1 * 1) = 0.94;  2 - 0.1 * 0.1 * 2 = 1.98
-        data, m, v = vlm.adam([1.0, 2.0], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0], 1, 0.1)
+        data, m, v = vlm.adam([1.0, 2.0], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0], 1, 0.1, 0.1)
         self.assertNear(data, [0.94, 1.98])
         # m = 0.045 - 0.1 = -0.055, v = 0.002475 + 0.01 = 0.012475; corrected -0.055/0.19 =
         # -0.289473684, 0.012475/0.0199 = 0.626884422, root 0.791760332;
         # 0.94 + 0.1 * (0.289473684 / 1.291760332 - 0.1 * 0.94) = 0.953009241
-        data, m, v = vlm.adam(data, [-1.0, 0.0], m, v, 2, 0.1)
+        data, m, v = vlm.adam(data, [-1.0, 0.0], m, v, 2, 0.1, 0.1)
         self.assertNear(data, [0.953009241, 1.9602], 1e-9)
 
 
