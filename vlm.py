@@ -41,7 +41,7 @@ SETTINGS = {
     'steps':          (450,   1250,  0,     'training steps, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
     'lr':             (0.012, 0.012, 1e-9,  'learning rate at first; it falls linearly to zero'),
-    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part of a weight it loses'),
+    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, what a weight loses of itself'),
     'reconstruction': (0.15,  0.03,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
 }
