@@ -35,17 +35,21 @@ SETTINGS = {
     'heads':          (2,     2,     1,     'attention heads; they share the width'),
     'layers':         (1,     1,     1,     'transformer layers'),
     'mlp':            (1,     1,     1,     'hidden units of a layer, per number of its vector'),
-    'degree2':        (1,     1,     0,     'vision tokens of degree 2 in the pixels'),
+    'patches':        (1,     1,     1,     'patches per side of the image; 1 is the whole image'),
+    'degree1':        (0,     0,     0,     'vision tokens of degree 1 in the pixels, per patch'),
+    'degree2':        (1,     1,     0,     'vision tokens of degree 2'),
     'degree3':        (2,     1,     0,     'vision tokens of degree 3'),
     'degree4':        (0,     0,     0,     'vision tokens of degree 4, products of degree 2'),
     'steps':          (450,   1250,  0,     'training steps, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
     'lr':             (0.012, 0.012, 1e-9,  'learning rate at first; it falls linearly to zero'),
-    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, what a weight loses of itself'),
+    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part that a weight loses'),
     'reconstruction': (0.15,  0.03,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
+    'temperature':    (0.0,   0.0,   0.0,   'of spoken letters; 0 speaks the most probable one'),
+    'top_p':          (1.0,   1.0,   1e-9,  'speak only of the letters that have this probability'),
 }
-SHARE = 4  # images in a share, the unit of work that processes share out among them
+SHARE = 4  # images that a process works on at a time, when several share the work
 
 NAMES = 'zero one two three four five six seven eight nine'.split()
 BOS, EOS = '<', '>'       # begin and end of a sequence: the digit 7 is spoken as <seven>
@@ -55,9 +59,9 @@ LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
 # A Value knows its parents and its derivative with respect to each. The chain rule, walked from
 # the last Value back to the first, gives the derivative of the loss with respect to every number
-# it depends on. A Value may have any number of parents, in lists: the dot product of two vectors is
-# one Value whose parents are these vectors, as they are, and whose derivatives with respect to one
-# are the numbers of the other. Most of this file's speed comes from that.
+# it depends on. A Value may have any number of parents, in lists. So the dot product of two vectors
+# is one Value: its parents are the two vectors, and its derivatives with respect to the one are the
+# numbers of the other. Most of this file's speed comes from that.
 
 class Value:
     """One scalar that can be differentiated."""
@@ -68,7 +72,7 @@ class Value:
         self.data = data    # the number itself
         self.grad = 0.0     # derivative of the loss with respect to this number
         self.edges = edges  # pairs of lists: parents, derivatives of this number by each of them
-        if edges:
+        if edges:           # weights have none: they stay off the tape, and their grad adds up
             Value.tape.append(self)
 
     def __add__(self, other):
@@ -130,15 +134,15 @@ def vector(elements):
     return out
 
 # ---- Layers: the parts of a transformer ----------------------------------------------------------
-# Given Vectors, these functions compute Values, to learn from; given lists of floats, they only
-# calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of a
-# matrix: a list of m rows.
+# Given Vectors, these functions compute Values, to learn from; given lists of floats, most of them
+# only calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of
+# a matrix: a list of m rows.
 
 NORM_EPSILON = 1e-5  # keeps RMSNorm from dividing by zero, also on an all-black image
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
 
 def dot(a, b, start=None):
-    """a [n], b [n] -> start + a.b, one Value; beside a Vector a, floats b are constants"""
+    """a [n], b [n] -> start + a.b, one Value; floats b beside a Vector a are constants"""
     if type(a) is list:
         return sumprod(a, b) if start is None else start + sumprod(a, b)
     if type(b) is list:
@@ -146,6 +150,10 @@ def dot(a, b, start=None):
     if start is None:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     return Value(start.data + sumprod(a.data, b.data), (a, b.data), (b, a.data), ((start,), (1.0,)))
+
+def floats(x):
+    """Vector or list of floats [n] -> its numbers [n]"""
+    return x if type(x) is list else x.data
 
 def linear(weight, x):
     """weight [m][n], x [n] -> [m]"""
@@ -165,10 +173,10 @@ def relu(x):
 
 def rmsnorm(x):
     """x [n] -> x scaled to mean square 1 [n] (Zhang and Sennrich 2019, without their gain)"""
-    numbers = x if type(x) is list else x.data
-    scale = (sumprod(numbers, numbers) / len(x) + NORM_EPSILON) ** -0.5
+    data = floats(x)
+    scale = (sumprod(data, data) / len(x) + NORM_EPSILON) ** -0.5
     if type(x) is Vector:  # dscale / dx_j = -x_j scale^3 / n
-        scale = Value(scale, (x, [-v * scale ** 3 / len(x) for v in numbers]))
+        scale = Value(scale, (x, [-v * scale ** 3 / len(x) for v in data]))
     return vector([v * scale for v in x])
 
 def split(x, n):
@@ -177,9 +185,9 @@ def split(x, n):
 
 def softmax(logits, temperature=1.0):
     """logits [n] -> probabilities [n];   dp_i / dlogit_j = p_i ((i == j) - p_j) / temperature"""
-    numbers = logits if type(logits) is list else logits.data
-    highest = max(numbers)  # subtracting it changes no ratio and keeps exp from overflowing
-    exps = [math.exp((z - highest) / temperature) for z in numbers]
+    data = floats(logits)
+    highest = max(data)  # subtracting it changes no ratio and keeps exp from overflowing
+    exps = [math.exp((z - highest) / temperature) for z in data]
     total = sum(exps)
     probs = [e / total for e in exps]
     if type(logits) is list:
@@ -203,20 +211,23 @@ PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a tra
 
 def matrix_shapes(settings):
     """The model's matrices: name -> (rows, columns)"""
-    width, hidden, pixels = settings.width, settings.mlp * settings.width, settings.size ** 2
-    two, three, four = [width * n for n in (settings.degree2, settings.degree3, settings.degree4)]
+    width, hidden, counts = settings.width, settings.mlp * settings.width, [
+        getattr(settings, f'degree{degree}') for degree in range(1, 5)]
+    one, two, three, four = [width * count for count in counts]
+    pixels, tokens = (settings.size // settings.patches) ** 2, settings.patches ** 2 * sum(counts)
     shapes = {f'eye.degree2.{factor}': (two, pixels) for factor in range(2)}
+    shapes['eye.degree1.0'] = one, pixels
     shapes.update({f'eye.degree3.{factor}': (three, pixels) for factor in range(3)})
     shapes.update({f'eye.degree4.{factor}': (four, max(two // 2, 1)) for factor in range(2)})
     for layer in range(settings.layers):
         shapes.update({f'layer{layer}.{part}': (width, width) for part in PARTS})
         shapes.update({f'layer{layer}.up': (hidden, width), f'layer{layer}.down': (width, hidden)})
-    shapes['position'] = (two + three + four) // width + LONGEST, width
+    shapes['position'] = tokens + LONGEST, width
     shapes['letter'] = shapes['head'] = len(VOCABULARY), width
     return shapes
 
 def first_weights(settings):
-    """Random matrices that keep the size of vectors; those that add to x, and the head, are zero"""
+    """Random matrices that keep the size of vectors; zero for what is added to x, and the head"""
     rng, weights = random.Random(settings.seed), {}
     for name, (rows, columns) in matrix_shapes(settings).items():
         spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
@@ -228,6 +239,10 @@ def numbers(weights):
     """The same matrices in floats"""
     return {name: [row.data for row in matrix] for name, matrix in weights.items()}
 
+def flat(weights):
+    """All numbers of the matrices in a row"""
+    return [number for matrix in weights.values() for row in matrix for number in row.data]
+
 def assign(weights, data):
     """Set all numbers, and the rows' `data`, from a flat list."""
     data = iter(data)
@@ -237,15 +252,18 @@ def assign(weights, data):
             value.data = number
 
 # ---- The eye: a bilinear autoencoder -------------------------------------------------------------
-# A latent of degree 2 or 3 is the product of 2 or 3 dot products with the image: it answers where
-# all these patterns match. Those of degree 2, f_j = (l_j.x)(r_j.x), form a bilinear autoencoder
-# (Dooms and Gauderis 2025, arXiv:2510.16820): with the same l_j and r_j, the sum of f_j l_j r_j^T
-# is to rebuild the matrix x x^T, the products of all pairs of pixels. Those of degree 4 multiply
-# two dot products with the latents of degree 2. A vision token is a vector of `width` latents.
+# A latent is a number that the eye computes from the image; a vision token is a vector of `width`
+# latents. One of degree 2 is the product of two dot products with the image: it answers where both
+# patterns match. These latents f_j = (l_j.x)(r_j.x), where l_j and r_j are row j of eye.degree2.0
+# and eye.degree2.1, form a bilinear autoencoder (Dooms and Gauderis 2025, arXiv:2510.16820): with
+# the same l_j and r_j, the sum of f_j l_j r_j^T is to rebuild the matrix x x^T, the products of all
+# pairs of pixels. Degree 1 is linear, degree 3 multiplies three dot products, and degree 4 ("BAE x
+# BAE") two dot products with the latents of degree 2. An image can be cut into patches, which are
+# looked at one by one, with the same weights.
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """`side` pixels, less a border, in `size` bins: per bin its first pixel, its part of each"""
+    """`side` pixels, less a border, in `size` bins: per bin its first, the parts of each in it"""
     border = side // 9  # 3 of MNIST's 28 pixels, nearly always black; the bundled 8x8 have none
     width = (side - 2 * border) / size
     edges = [border + i * width for i in range(size + 1)]
@@ -266,59 +284,73 @@ def latents(weights, degree, inputs):
     matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
     return vector([reduce(mul, map(dot, patterns, inputs)) for patterns in zip(*matrices)])
 
-def see(weights, width, x):
-    """image x [n] -> vision tokens [tokens][width], latents of degree 2 [k]"""
-    mean = sum(x) / len(x)
-    contrast = rmsnorm([v - mean for v in x])  # degree 3 rebuilds nothing, and learns faster so
-    two = latents(weights, 2, (x, x))
-    three = latents(weights, 3, (contrast, contrast, contrast))
-    four = []
-    if weights['eye.degree4.0']:  # "BAE x BAE": from two normalised halves of the degree-2 code
-        four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
-    return split(two + three + four, width), two
+def cut(x, patches):
+    """square image x [n] -> its square patches [patches^2][n / patches^2]"""
+    side = math.isqrt(len(x))
+    part = side // patches
+    corners = [top * side + left for top in range(0, side, part) for left in range(0, side, part)]
+    return [[v for i in range(corner, corner + part * side, side) for v in x[i:i + part]]
+            for corner in corners]
+
+def see(weights, settings, x):
+    """image x [n] -> vision tokens [tokens][width], patches, their latents of degree 2 [k] each"""
+    mean, tokens, codes = sum(x) / len(x), [], []
+    contrast = rmsnorm([v - mean for v in x])  # not to be rebuilt; degree 3 learns faster from it
+    patches = cut(x, settings.patches)
+    for patch, c in zip(patches, cut(contrast, settings.patches)):  # all with the same weights
+        one, two, three = [latents(weights, degree, inputs)
+                           for degree, inputs in enumerate(([patch], [patch] * 2, [c] * 3), 1)]
+        four = []
+        if weights['eye.degree4.0']:  # from two normalised halves of the latents of degree 2
+            four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
+        tokens += split(one + two + three + four, settings.width)
+        codes.append(two)
+    return tokens, patches, codes
 
 def pairs(rows):
-    """rows [k][n], floats -> dot products of all pairs of rows [k][k], each computed once"""
+    """rows [k][n], floats -> the dot products of all pairs of rows [k][k], each computed once"""
     half = [[dot(a, b) for b in rows[:i + 1]] for i, a in enumerate(rows)]
-    return [[half[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
-
-def transpose(matrix):
-    """[m][n] -> [n][m]"""
-    return list(map(list, zip(*matrix)))
+    return [row + [later[i] for later in half[i + 1:]] for i, row in enumerate(half)]
 
 def hadamard(a, b):
     """matrices a, b [m][n] -> their products, element by element [m][n]"""
     return [list(map(mul, *rows)) for rows in zip(a, b)]
 
-def reconstruction_error(gram, f, x):
+def gram(left, right):
+    """l, r [k][n] -> the inner products (l_i.l_j)(r_i.r_j) of all pairs of l_i r_i^T [k][k]"""
+    return hadamard(pairs(left), pairs(right))
+
+def reconstruction_error(products, f, x):
     """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
-    # ||a - b||^2 = ||a||^2 - 2 a.b + ||b||^2. By the kernel trick of the paper above, these three
-    # terms need none of the n^2 numbers of a and b, only gram_ij = (l_i.l_j)(r_i.r_j), which is
-    # the same for all images.
-    numbers = f if type(f) is list else f.data
-    rebuilt = linear(gram, numbers)
-    reconstruction, cross, constant = dot(numbers, rebuilt), dot(numbers, numbers), dot(x, x) ** 2
-    error = (reconstruction - 2 * cross + constant) / len(x) ** 2
-    if type(f) is list:
-        return error
-    return Value(error, (f, [(2 * a - 4 * b) / len(x) ** 2 for a, b in zip(rebuilt, numbers)]))
+    # With a the rebuilt matrix and b = x x^T, it is a.a - 2 a.b + b.b. The paper's kernel trick: by
+    # the definitions of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and
+    # b.b = (x.x)^2, and no term needs the n^2 numbers. The derivative with respect to f follows.
+    data = floats(f)
+    pull = [a - 2 * b for a, b in zip(linear(products, data), data)]
+    error = (dot(data, pull) + dot(x, x) ** 2) / len(x) ** 2
+    return error if type(f) is list else Value(error, (f, [2 * d / len(x) ** 2 for d in pull]))
 
 def gram_gradient(codes, rows, others):
-    """codes f [images][k], rows l [k][n], pairs(r) [k][k] -> d sum f^T gram f / dl [k][n]"""
-    # The derivative of f^T gram f with respect to l_i is 2 sum_j f_i f_j (r_i.r_j) l_j.
-    together, columns = pairs(transpose(codes)), transpose(rows)
-    return [[2 * d for d in linear(columns, line)] for line in hadamard(together, others)]
+    """latents f [images][k], l, r [k][n] -> sum over images of d f.(gram f) / dl [k][n]"""
+    # The error depends on l twice: through f, as above; and, with f as it is, through gram, which
+    # occurs in one term only. This is that part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j.
+    columns, of_rows = [list(map(list, zip(*matrix))) for matrix in (codes, rows)]  # transposed
+    return [[2 * d for d in linear(of_rows, line)]
+            for line in hadamard(pairs(columns), pairs(others))]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. Attention:
 # a position compares its query vector with the key of each position up to itself; the better they
 # match, the more of that position's value it takes. Each head does so with its own part of the
 # vectors. The usual score of a match is q.k; the tensor product cuts both in half and multiplies
-# two matches, (q1.k1)(q2.k2), the inner product of the Kronecker products of the halves. Positions
-# run one by one and leave their keys and values in a cache, in learning as in speaking.
+# two matches, (q1.k1)(q2.k2), the inner product of the Kronecker products of the halves. A layer
+# adds to a position's vector x what attention has fetched, then what a small network, down relu(up
+# x), makes of x. Positions run one by one and leave keys and values in a cache, in learning as in
+# speaking. The last x gives a logit for each letter; softmax makes them probabilities.
 
 def attention(query, keys, values):
-    """query [pieces][n], keys [time][pieces][n], values [time][heads][width / heads] -> [width]"""
+    """query [heads * pieces][n], keys [time] of these, values [time][heads][width / heads]
+    -> [width]"""
     pieces = len(query) // len(values[0])  # of each head: 1 for dot, 2 for tensor attention
     spread = len(query[0]) ** (pieces / 2)  # of a score: sqrt(n) for dot, as in Vaswani et al. 2017
     out = []
@@ -345,48 +377,60 @@ def transformer(weights, settings, x, cache, read=True):
     return linear(weights['head'], rmsnorm(x))
 
 def look(weights, settings, pixels):
-    """pixels [side * side] -> image x [n], cache of the vision tokens, latents of degree 2 [k]"""
-    x = rmsnorm(downscale(pixels, settings.size))
-    tokens, code = see(weights, settings.width, x)
+    """pixels [side * side] -> cache of the vision tokens, patches, their latents of degree 2"""
+    tokens, patches, codes = see(weights, settings, rmsnorm(downscale(pixels, settings.size)))
     cache = [([], []) for _ in range(settings.layers)]
     for token, position in zip(tokens, weights['position']):
         transformer(weights, settings, add(token, position), cache, read=False)
-    return x, cache, code
+    return cache, patches, codes
 
-def next_logits(weights, settings, letter, cache):
-    """a letter, cache of all before it -> logits of the letter after it [vocabulary]"""
-    position = weights['position'][len(cache[0][0])]  # there are as many keys as positions so far
-    x = add(weights['letter'][VOCABULARY.index(letter)], position)
+def next_logits(weights, settings, text, cache):
+    """text so far, cache of all before its last letter -> logits of the next letter [vocabulary]"""
+    position = weights['position'][len(text) - 1 - LONGEST]  # counted from the end
+    x = add(weights['letter'][VOCABULARY.index(text[-1])], position)
     return transformer(weights, settings, x, cache)
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # The loss of an image is the mean cross-entropy over the letters of its name and EOS, plus the
-# weighted reconstruction error. A step averages the gradient over a minibatch, and Adam turns it
-# into a change of the weights.
+# weighted reconstruction error. A step averages the gradient over a minibatch. Adam divides the
+# running mean of the gradient by its usual size, so that each weight moves by about lr. Large
+# models are not trained in one go: a stage is a part of the training with a loss of its own.
 
+Stage = collections.namedtuple('Stage', 'letters image learns')
+STAGES = {  # whether it reads the names of the digits, whether it sees their images, what learns
+    'joint':        Stage(True, True, ('eye', 'mouth')),
+    'eye':          Stage(False, True, ('eye',)),   # only to rebuild images
+    'mouth':        Stage(True, False, ('mouth',)),  # only to spell names
+    'frozen-eye':   Stage(True, True, ('mouth',)),
+    'frozen-mouth': Stage(True, True, ('eye',)),
+}
 BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 
-def image_gradient(weights, settings, gram, pixels, label):
-    """One image's share of the batch's gradient, added -> its two losses, its latents [k]"""
-    x, cache, code = look(weights, settings, pixels)
+def add_gradient(weights, settings, stage, products, pixels, label):
+    """Add one image's gradient to the weights' -> its two losses, latents of its patches"""
+    cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
+    if STAGES[stage].image:
+        cache, patches, codes = look(weights, settings, pixels)
     text = BOS + NAMES[label] + EOS
-    losses = [cross_entropy(next_logits(weights, settings, letter, cache), VOCABULARY.index(target))
-              for letter, target in zip(text, text[1:])]
-    letters = sum(losses) / len(losses)
-    error = reconstruction_error(gram, code, x) if gram else Value(0.0)
-    ((letters + settings.reconstruction * error) / settings.batch).backward()
-    return letters.data, error.data, code.data if gram else []
+    losses = [cross_entropy(next_logits(weights, settings, text[:i], cache),
+                            VOCABULARY.index(text[i]))
+              for i in range(1, len(text)) if STAGES[stage].letters] or [Value(0.0)]
+    errors = [reconstruction_error(products, f, patch)
+              for f, patch in zip(codes, patches) if products] or [Value(0.0)]
+    letters, error = sum(losses) / len(losses), sum(errors) / len(errors)
+    ((letters + settings.reconstruction * error) / settings.batch).backward()  # of the mean
+    return letters.data, error.data, [f.data for f in codes if products]
 
-def gradient(weights, settings, gram, share):
-    """share [(pixels, digit)] -> gradient [weights]; per image its losses; per image its latents"""
-    rows, results = list(itertools.chain(*weights.values())), []
+def gradient(weights, settings, common, share):
+    """share [(pixels, digit)] -> gradient [weights]; for each image its two losses, its latents"""
+    rows, results, (stage, products) = list(itertools.chain(*weights.values())), [], common
     for row in rows:
         for value in row:
             value.grad = 0.0
     gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
     for pixels, label in share:
-        results.append(image_gradient(weights, settings, gram, pixels, label))
+        results.append(add_gradient(weights, settings, stage, products, pixels, label))
         Value.tape.clear()  # gives back the memory of this image's graph
     gc.enable()
     return array('d', [value.grad for row in rows for value in row]), results
@@ -395,35 +439,50 @@ def adam(data, grad, m, v, step, lr, decay):
     """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
     m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
     v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
-    c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # both means began at zero
+    c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # the means began at zero, so are too small
     data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + decay * w)
             for w, a, b in zip(data, m, v)]
     return data, m, v  # Kingma and Ba 2015; with weight decay: Loshchilov and Hutter 2019
 
+def batch_gradient(weights, settings, team, stage, batch):
+    """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
+    wanted = settings.reconstruction and STAGES[stage].image
+    left, right = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
+                   for factor in range(2)]
+    shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
+    # Gives gradient(weights, settings, common, share) for each share; the next chapter says how.
+    # The gram depends on the weights alone, so it is made once per batch.
+    grads, results = zip(*team.map(gradient, (stage, gram(left, right)), shares))
+    grad = reduce(add, grads)  # in the order of the shares, whoever computed them
+    letters, errors, codes = zip(*itertools.chain(*results))
+    codes, pixels = list(itertools.chain(*codes)), (settings.size // settings.patches) ** 2
+    scale = settings.reconstruction / pixels ** 2 / settings.patches ** 2 / settings.batch
+    slopes = gram_gradient(codes, left, right) + gram_gradient(codes, right, left)
+    for i, slope in enumerate(itertools.chain(*slopes)):  # eye.degree2.0 and .1 are the first
+        grad[i] += scale * slope
+    return grad, (sum(letters) / settings.batch, sum(errors) / settings.batch)
+
+def plan(settings):
+    """stages as in 'eye:200,joint' -> [(stage, its steps)]"""
+    parts = [part.partition(':') for part in settings.stages.split(',')]
+    return [(stage, int(steps or settings.steps)) for stage, _, steps in parts]
+
 def learn(weights, settings, examples, team=None):
-    """Train on endless examples (pixels, digit); yield each step's two mean losses."""
+    """Train on endless examples (pixels, digit), stage by stage; yield each step's two losses."""
     team = team or Team(weights, settings, jobs=1)
-    data = [number for matrix in weights.values() for row in matrix for number in row.data]
-    m = v = [0.0] * len(data)
-    for step in range(settings.steps):
-        batch = list(itertools.islice(examples, settings.batch))
-        # The gram depends on the weights alone, so it is made once per batch. To the images it is
-        # a constant; what the loss owes to it is added to the gradient for all of them together.
-        left, right = [[row.data for row in weights[f'eye.degree2.{factor}']
-                        if settings.reconstruction] for factor in range(2)]
-        lefts, rights = pairs(left), pairs(right)
-        shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
-        grads, results = zip(*team.map(gradient, hadamard(lefts, rights), shares))
-        grad = reduce(add, grads)  # in the order of the shares, whoever computed them
-        letters, errors, codes = zip(*itertools.chain(*results))
-        scale = settings.reconstruction / settings.size ** 4 / len(batch)
-        slopes = gram_gradient(codes, left, rights) + gram_gradient(codes, right, lefts)
-        for i, slope in enumerate(itertools.chain(*slopes)):  # these two matrices are the first
-            grad[i] += scale * slope
-        lr = settings.lr * (1 - step / settings.steps)
-        data, m, v = adam(data, grad, m, v, step + 1, lr, settings.decay)
-        assign(weights, data)
-        yield sum(letters) / len(batch), sum(errors) / len(batch)
+    data = flat(weights)
+    for stage, steps in plan(settings):
+        learns = [('eye' if name.startswith('eye') else 'mouth') in STAGES[stage].learns
+                  for name, matrix in weights.items() for row in matrix for _ in row]
+        m = v = [0.0] * len(data)
+        for step in range(steps):
+            batch = list(itertools.islice(examples, settings.batch))
+            grad, losses = batch_gradient(weights, settings, team, stage, batch)
+            lr = settings.lr * (1 - step / steps)
+            moved, m, v = adam(data, grad, m, v, step + 1, lr, settings.decay)
+            data = [new if free else old for new, old, free in zip(moved, data, learns)]
+            assign(weights, data)
+            yield losses
 
 # ---- Many hands: data parallelism ----------------------------------------------------------------
 # The images of a minibatch do not need one another, so several processes can work on them. Sums of
@@ -456,8 +515,7 @@ class Team(contextlib.AbstractContextManager):
         """task(weights, settings, common, item) for all items, shared out -> results, in order"""
         count = len(self.others) + 1
         parts = [items[rank::count] for rank in range(count)]
-        matrices = self.weights.values()
-        data = array('d', [number for rows in matrices for row in rows for number in row.data])
+        data = array('d', flat(self.weights))
         for (_, pipe), part in zip(self.others, parts[1:]):
             with contextlib.suppress(OSError):  # a process that died: noticed below
                 pipe.send((task, data, common, part))
@@ -488,7 +546,7 @@ def follow(pipe, parents_end, settings):
     """What the other processes do: take weights and a part of the work, send back results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
     parents_end.close()  # so that the pipe ends when that process does
-    weights = first_weights(settings)
+    weights = first_weights(settings)  # to be overwritten
     with contextlib.suppress(Exception):  # what fails here, the first process will do again
         while True:
             task, data, common, part = pipe.recv()
@@ -498,15 +556,28 @@ def follow(pipe, parents_end, settings):
 # ---- Speaking: greedy decoding -------------------------------------------------------------------
 # The mouth speaks the most probable letter, hears itself say it, and goes on until it says EOS.
 
-def speak(weights, settings, gram, pixels):
-    """pixels [side * side] -> the name it speaks, its reconstruction error"""
-    weights = numbers(weights)
-    x, cache, code = look(weights, settings, pixels)
-    text = BOS
+def choose(probs, top_p, rng):
+    """probabilities [n] -> a random index, from the most probable ones that together have top_p"""
+    order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
+    sums = list(itertools.accumulate(probs[i] for i in order))
+    kept = order[:1 + sum(total < top_p for total in sums[:-1])]
+    return rng.choices(kept, [probs[i] for i in kept])[0]
+
+def speak(weights, settings, products, pixels):
+    """pixels [side * side] -> the name it speaks, its probability, its reconstruction error"""
+    weights, rng = numbers(weights), random.Random(f'{settings.seed} {pixels}')
+    cache, patches, codes = look(weights, settings, pixels)
+    text, probability = BOS, 1.0
     while len(text) <= LONGEST and not text.endswith(EOS):
-        logits = next_logits(weights, settings, text[-1], cache)
-        text += VOCABULARY[logits.index(max(logits))]
-    return text[1:].rstrip(EOS), reconstruction_error(gram, code, x)
+        logits = next_logits(weights, settings, text, cache)
+        best = logits.index(max(logits))
+        if settings.temperature:
+            best = choose(softmax(logits, settings.temperature), settings.top_p, rng)
+        probability *= softmax(logits)[best]
+        text += VOCABULARY[best]
+    errors = [reconstruction_error(products, f, patch) for f, patch in zip(codes, patches)]
+    nothing = [(dot(patch, patch) / len(patch)) ** 2 for patch in patches]  # what no latents leave
+    return text[1:].rstrip(EOS), probability, sum(errors) / (sum(nothing) or 1.0)
 
 # That was the algorithm; what follows is comfort.
 
@@ -620,7 +691,8 @@ def load_digits(folder, size):
 
 # ---- Weights on disk -----------------------------------------------------------------------------
 
-MODEL = 'size', 'attention', 'width', 'heads', 'layers', 'mlp', 'degree2', 'degree3', 'degree4'
+MODEL = ('size', 'attention', 'width', 'heads', 'layers', 'mlp', 'patches', 'degree1', 'degree2',
+         'degree3', 'degree4')
 
 def complaint(settings):
     """What is wrong with these settings, if anything"""
@@ -632,12 +704,19 @@ def complaint(settings):
         return f'size must be 8 or 14, not {settings.size!r}'
     if settings.attention not in ('tensor', 'dot'):
         return f'attention must be tensor or dot, not {settings.attention!r}'
+    try:
+        if not all(stage in STAGES and steps >= 0 for stage, steps in plan(settings)):
+            raise ValueError
+    except ValueError:
+        return f'stages must be of {", ".join(STAGES)}, not {settings.stages!r}'
     if settings.width % settings.heads:
         return f'width {settings.width} cannot be shared by {settings.heads} heads'
     if settings.attention == 'tensor' and settings.width // settings.heads % 2:
         return f'tensor attention cannot halve a head of width {settings.width // settings.heads}'
-    if not settings.degree2 + settings.degree3:
-        return 'there must be a vision token of degree 2 or 3'
+    if settings.size % settings.patches:
+        return f'size {settings.size} cannot be cut into {settings.patches} patches per side'
+    if not settings.degree1 + settings.degree2 + settings.degree3:
+        return 'there must be a vision token of degree 1, 2 or 3'
     if settings.degree4 and (not settings.degree2 or settings.degree2 * settings.width % 2):
         return 'degree 4 needs an even number of latents of degree 2'
 
@@ -656,7 +735,7 @@ def load(path):
         document = json.loads(path.read_bytes())
         chosen, weights = document['settings'], document['weights']
         defaults = {name: row[0] for name, row in SETTINGS.items()}
-        settings = argparse.Namespace(**{**defaults, **chosen})
+        settings = argparse.Namespace(**{'stages': 'joint', **defaults, **chosen})
         valid = (set(chosen) == set(MODEL) and not complaint(settings)
                  and settings.layers < len(weights) == len(matrix_shapes(settings)))
         for name, (rows, columns) in matrix_shapes(settings).items() if valid else ():
@@ -690,9 +769,11 @@ def parse(argv):
     option = parser.add_argument
     option('--size', type=int, metavar='N', help='pixels on a side, 8 or 14 (default: 8)')
     option('--attention', metavar='SCORE', help='tensor or dot (default: tensor)')
+    option('--stages', metavar='PLAN', help=f'of {", ".join(STAGES)}: one or more, in turn, '
+           'perhaps with steps of their own, as in mouth:100,eye:200,joint (default: joint)')
     for name, (small, large, _, meaning) in SETTINGS.items():
         default = f'{small}' if small == large else f'{small}; size 14: {large}'
-        option(f'--{name}', type=type(small), metavar='X' if type(small) is float else 'N',
+        option('--' + name.replace('_', '-'), type=type(small), metavar='NX'[type(small) is float],
                help=f'{meaning} (default: {default})')
     option('--test', type=int, metavar='N', help='test images to report on (default: all)')
     option('--jobs', type=int, metavar='N', help='processes that share the work (default: one for '
@@ -709,7 +790,8 @@ def parse(argv):
             parser.error(f'{name} {given[name]} contradicts {given["load"]}, which has {value}')
     size = {**chosen, **given}.get('size', 8)
     defaults = {name: row[size == 14] for name, row in SETTINGS.items()}
-    rest = {'size': size, 'attention': 'tensor', 'test': sys.maxsize, 'data': None, 'save': None}
+    rest = {'size': size, 'attention': 'tensor', 'stages': 'joint', 'test': sys.maxsize,
+            'data': None, 'save': None}
     settings = argparse.Namespace(**{**rest, **defaults, **chosen, **given})
     affinity = getattr(os, 'sched_getaffinity', None)  # Linux: the processors open to this process
     processors = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -723,6 +805,7 @@ def parse(argv):
 def train(weights, settings, examples):
     """Learn, showing progress, until the last step or until Ctrl-C."""
     start, recent = time.monotonic(), collections.deque(maxlen=100)  # losses of the last steps
+    steps = sum(steps for _, steps in plan(settings))
     try:
         with Team(weights, settings, settings.jobs) as team:
             for step, losses in enumerate(learn(weights, settings, examples, team), 1):
@@ -733,10 +816,10 @@ def train(weights, settings, examples):
                     progress('', False, sys.stderr.isatty())  # ends the line on a terminal
                     sys.exit(f'vlm.py: loss {loss} at step {step}: a lower --lr may help')
                 rate = step / (time.monotonic() - start)
-                progress(f'step {step}/{settings.steps}  loss {loss:.3f} (letters {letters:.3f}, '
+                progress(f'step {step}/{steps}  loss {loss:.3f} (letters {letters:.3f}, '
                          f'image {image:.3f})  {rate * settings.batch:.0f} images/s  '
-                         f'{(settings.steps - step) / rate:.0f} s left',
-                         step % 100 == 0, step == settings.steps)
+                         f'{(steps - step) / rate:.0f} s left',
+                         step % 100 == 0, step == steps)
     except KeyboardInterrupt:
         print('\ninterrupted: on to the report (Ctrl-C again to stop at once)', file=sys.stderr)
 
@@ -748,16 +831,16 @@ def report(weights, settings, digits):
     except UnicodeEncodeError:
         marks = 'x+'
     digits, right, errors = digits[:settings.test], 0, []
-    floats = numbers(weights)
-    gram = hadamard(pairs(floats['eye.degree2.0']), pairs(floats['eye.degree2.1']))
+    products = gram(*[numbers(weights)[f'eye.degree2.{factor}'] for factor in range(2)])
     with Team(weights, settings, settings.jobs) as team:
         for start in range(0, len(digits), 100 * settings.jobs):
             part = digits[start:start + 100 * settings.jobs]
-            spoken = team.map(speak, gram, [pixels for pixels, _ in part])
-            for (_, label), (text, error) in zip(part, spoken):
+            spoken = team.map(speak, products, [pixels for pixels, _ in part])
+            for (_, label), (text, probability, error) in zip(part, spoken):
                 if len(errors) < 20:
                     mark = marks[text == NAMES[label]]
-                    print(f'[{label}] true: {NAMES[label]} | generated: {text} {mark}', flush=True)
+                    print(f'[{label}] true: {NAMES[label]} | generated: {text} {mark} '
+                          f'{probability:.1%}', flush=True)
                 right += text == NAMES[label]
                 errors.append(error)
             progress(f'tested {len(errors)}/{len(digits)} images', len(errors) % 1000 == 0,
@@ -779,7 +862,8 @@ def main(argv=None):
     weights = weights or first_weights(settings)
     count = sum(len(row) for matrix in weights.values() for row in matrix)
     print(f'{count:,} parameters')
-    for names in MODEL[:6], MODEL[6:], [name for name in SETTINGS if name not in MODEL]:
+    rest = [name for name in SETTINGS if name not in MODEL] + ['stages']
+    for names in MODEL[:6], MODEL[6:], rest[:6], rest[6:]:
         print(', '.join(f'{name} {getattr(settings, name)}' for name in names))
     print(f'{len(training):,} training images, {len(test):,} test images', flush=True)
     train(weights, settings, shuffled(training, settings.seed))

@@ -29,7 +29,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os
 def choose(size=8, **changes):
     """The default settings of an image size, then as asked for"""
     defaults = {name: row[size == 14] for name, row in vlm.SETTINGS.items()}
-    fixed = dict(size=size, attention='tensor', jobs=1, steps=10 ** 9, lr=1e-9)
+    fixed = dict(size=size, attention='tensor', stages='joint', jobs=1, steps=10 ** 9, lr=1e-9)
     return argparse.Namespace(**{**defaults, **fixed, **changes})
 
 def random_weights(settings, seed=5):
@@ -75,7 +75,7 @@ def vlm_speaks(settings):
     """vlm.py naming one image after another"""
     values = random_weights(settings)
     weights = vlm.numbers(values)
-    gram = vlm.hadamard(*[vlm.pairs(weights[f'eye.degree2.{factor}']) for factor in range(2)])
+    gram = vlm.gram(*[weights[f'eye.degree2.{factor}'] for factor in range(2)])
     def run(examples, seconds):
         names = (vlm.speak(values, settings, gram, x) for x, _ in itertools.cycle(examples))
         return per_image(lambda: next(names), 1, seconds)

@@ -92,7 +92,7 @@ class Operations(Case):
             if platform.python_implementation() == 'CPython':
                 counts.append(live())
         self.assertEqual(counts, counts[:1] * len(counts))
-        vlm.gradient(weights, settings, [[0.0] * 4] * 4, [(gauss(4, 1), 2)])
+        vlm.gradient(weights, settings, ('joint', [[0.0] * 4] * 4), [(gauss(4, 1), 2)])
         self.assertEqual(Value.tape, [])
 
 
@@ -177,13 +177,12 @@ class Layers(Case):
     def test_gram(self):
         """Its elements and, over two images, its part of the gradient"""
         left, right, codes = rows(gauss(15, 3), 5), rows(gauss(15, 4), 5), rows(gauss(6, 5), 3)
-        gram = vlm.hadamard(vlm.pairs(left), vlm.pairs(right))
-        self.assertNear(sum(gram, []), sum(tools.gram(left, right), []))
+        self.assertNear(sum(vlm.gram(left, right), []), sum(tools.gram(left, right), []))
 
         def total(left):
             gram = tools.gram(rows(left, 5), right)
             return sum(vlm.dot(f, tools.product(gram, f)) for f in codes)
-        gradient = vlm.gram_gradient(codes, left, vlm.pairs(right))
+        gradient = vlm.gram_gradient(codes, left, right)
         self.assertNear(sum(gradient, []), slopes(total, sum(left, [])), 1e-7)
 
 

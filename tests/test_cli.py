@@ -8,7 +8,7 @@ from tests.test_data import PROGRAM, TINY, Case, digits, idx, run, write
 
 REPORT = re.compile(r'''[\d,]+ parameters
 size 8, attention tensor, width 4, heads 2, .*
-(?:.*\n)*?((?:\[\d\] true: [a-z]+ \| generated: [a-z<]* [✓✗]
+(?:.*\n)*?((?:\[\d\] true: [a-z]+ \| generated: [a-z<]* [✓✗] \d+\.\d%
 ){20})reconstruction error: \d+\.\d{3} \(1\.0 = reconstructs nothing\)
 test accuracy: (\d+)/25 = \d+\.\d\d% \(95% interval \d+\.\d\d-\d+\.\d\d\)
 ''')
@@ -43,6 +43,8 @@ class Options(Runs):
             |--reconstruction -0.1|--reconstruction nan|--seed -1|--seed x|--seed 1e3
             |--width 0|--width -4|--width 5|--heads 0|--heads 3|--heads 4|--width 6|--heads 8
             |--layers 0|--mlp 0|--degree2 -1
+            |--patches 0|--patches 3|--size 14 --patches 4|--stages|--stages x|--stages eye,
+            |--stages eye:x|--stages eye:-1|--temperature -1|--top-p 0|--top-p nan
             |--degree3 -1|--degree4 -1|--degree2 0|--jobs 0|--jobs -1|--jobs x
             |--degree4 1 --degree2 0|--degree4 1 --width 1 --heads 1 --attention dot
             |--test 0|--test -1|--test x|--test|--nonsense|nonsense|--s 8
@@ -54,14 +56,16 @@ class Options(Runs):
         """Every setting works, at its least too; --help shows all options and their defaults."""
         for argv in '''|--attention dot|--size 14|--degree3 1|--degree4 1|--layers 2
             |--degree2 0 --degree3 1|--degree2 0 --degree3 2 --reconstruction 0
-            |--width 1 --heads 1 --attention dot
+            |--width 1 --heads 1 --attention dot|--patches 2 --degree1 1 --degree2 0
+            |--size 14 --patches 7 --degree4 1|--stages mouth:2,eye,frozen-eye|--stages joint:0
+            |--temperature 1|--temperature 0.5 --top-p 0.9
             |--degree2 2 --degree3 0 --degree4 2 --mlp 3|--reconstruction 0|--steps 0|--batch 30
             |--lr 1e-9|--lr 1e9 --steps 3|--seed 0|--test 1|--heads 1'''.split('|'):
             with self.subTest(argv.strip()):
                 self.accepted('test accuracy', *self.tiny, *argv.split())
         shown = ' '.join(self.accepted('usage', '--help').split())
         for name, (small, large, _, meaning) in vlm.SETTINGS.items():
-            self.assertIn(f'--{name} ', shown)
+            self.assertIn(f'--{name.replace("_", "-")} ', shown)
             self.assertRegex(shown, re.escape(meaning) + rf' \(default: {small}')
             self.assertIn(f'{large})', shown)
         for name in 'size', 'attention', 'test', 'data', 'save', 'load':
@@ -80,11 +84,11 @@ class Reports(Runs):
 
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, speak=lambda *_: ('seven', 1.0))
+        self.patch(vlm, speak=lambda *_: ('seven', 0.5, 1.0))
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):
                 out = self.accepted('accuracy', *self.tiny, '--test', 10, encoding=encoding)
-                self.assertEqual(''.join(re.findall('seven (.)$', out, re.M)),
+                self.assertEqual(''.join(re.findall('seven (.) 50.0%$', out, re.M)),
                                  wrong * 7 + right + wrong * 2)
                 self.assertIn('error: 1.000 (', out)
                 self.assertIn('accuracy: 1/10 = 10.00% (95% interval 1.79-40.42)\n', out)
@@ -100,7 +104,7 @@ class Reports(Runs):
             process = self.popen('--steps', 2, '--batch', 3, '--jobs', number, env=env)
             outs.append(process.communicate(timeout=120)[0].decode('ascii'))
         self.assertEqual(*outs)
-        self.assertRegex(outs[0], 'generated: [a-z<]* [+x]\n')
+        self.assertRegex(outs[0], 'generated: [a-z<]* [+x] ')
         argv = [*self.tiny, *'--steps 2 --batch 3 --seed 2'.split()]
         self.assertNotEqual(outs[0], self.accepted('accuracy', *argv, encoding='ascii'))
 

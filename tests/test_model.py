@@ -2,6 +2,7 @@
 import ast
 import itertools
 import math
+import random
 import subprocess
 import sys
 import unittest
@@ -19,8 +20,8 @@ EXAMPLES = [(gauss(4, 1), 2), (gauss(4, 2), 7)]  # images of 2x2 pixels: two, se
 
 def decode(w, s, pixels, letters):
     """Logits after each letter, decoded one by one with vlm.py's cache"""
-    _, cache, _ = vlm.look(w, s, pixels)
-    return [list(vlm.next_logits(w, s, letter, cache)) for letter in letters]
+    cache, *_ = vlm.look(w, s, pixels)
+    return [list(vlm.next_logits(w, s, letters[:i + 1], cache)) for i in range(len(letters))]
 
 
 def record(weights, settings, examples):
@@ -60,7 +61,7 @@ class Eye(Case):
         """Nor is one a multiple of another"""
         settings = tiny(size=8, width=8, degree2=2, degree3=2, degree4=2)
         weights = vlm.numbers(vlm.first_weights(settings))
-        tokens, _ = vlm.see(weights, 8, gauss(64, 4))
+        tokens, *_ = vlm.see(weights, settings, gauss(64, 4))
         self.assertEqual([len(token) for token in tokens], [8] * 6)
         for a, b in itertools.combinations([vlm.rmsnorm(token) for token in tokens], 2):
             self.assertLess(abs(vlm.dot(a, b)) / 8, 0.99)
@@ -98,8 +99,29 @@ class Mouth(Case):
         floats = vlm.numbers(weights)
         gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
         for x, label in EXAMPLES:
-            *losses, _ = vlm.image_gradient(weights, settings, gram, x, label)
+            *losses, _ = vlm.add_gradient(weights, settings, 'joint', gram, x, label)
             self.assertNear(losses, image_losses(floats, settings, x, label), 1e-10)
+
+    def test_probability(self):
+        """Of the whole name: the product of those of its letters; the most probable when greedy"""
+        settings = tiny()
+        weights, pixels = random_weights(settings), EXAMPLES[0][0]
+        text, probability, _ = vlm.speak(weights, settings, [[0.0] * 4] * 4, pixels)
+        spoken = (text + '>')[:vlm.LONGEST]
+        logits = decode(vlm.numbers(weights), settings, pixels, '<' + text)
+        probs = [tools.softmax(z) for z in logits]
+        self.assertNear([probability], [math.prod(map(max, probs[:len(spoken)]))])
+        cold = tiny(temperature=0.001)
+        self.assertEqual(vlm.speak(weights, cold, [[0.0] * 4] * 4, pixels)[0], text)
+        hot = tiny(temperature=1000.0)
+        self.assertNotEqual(vlm.speak(weights, hot, [[0.0] * 4] * 4, pixels)[0], text)
+
+    def test_choose(self):
+        """From 0.5, 0.3 and 0.2: only as many of the first as it takes to have top_p"""
+        rng = random.Random(1)
+        for top_p, expected in (0.4, {1}), (0.5, {1}), (0.6, {1, 2}), (0.9, {0, 1, 2}):
+            drawn = {vlm.choose([0.2, 0.5, 0.3], top_p, rng) for _ in range(200)}
+            self.assertEqual(drawn, expected)
 
     def test_speaking_ends(self):
         """A mouth that never says EOS stops; the error is that of the materialised products"""
@@ -107,26 +129,27 @@ class Mouth(Case):
         weights, (pixels, label) = vlm.first_weights(settings), EXAMPLES[0]
         floats = vlm.numbers(weights)
         gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
-        text, error = vlm.speak(weights, settings, gram, pixels)
+        text, _, error = vlm.speak(weights, settings, gram, pixels)
         self.assertEqual(len(text), vlm.LONGEST)
         _, expected = image_losses(floats, settings, pixels, label)
-        self.assertNear([error], [expected], 1e-10)
+        nothing = sum(v * v for v in norm(pixels)) / 4  # almost 1
+        self.assertNear([error], [expected / nothing ** 2], 1e-10)
 
 
 class Gradient(Case):
     """What learn() hands to Adam"""
 
-    def compare(self, **changes):
+    def compare(self, examples=EXAMPLES, **changes):
         """Every weight's derivative of the minibatch's loss against central differences"""
         settings = tiny(**changes)
         weights, shapes = random_weights(settings), vlm.matrix_shapes(settings)
 
         def loss(flat):
             w = matrices(shapes, flat)
-            pairs = [image_losses(w, settings, x, label) for x, label in EXAMPLES]
+            pairs = [image_losses(w, settings, x, label) for x, label in examples]
             return sum(letters + settings.reconstruction * error for letters, error in pairs) / 2
         flat = [v.data for v in flatten(weights)]
-        _, grads, _ = record(weights, settings, EXAMPLES)
+        _, grads, _ = record(weights, settings, examples)
         self.assertNear(grads, slopes(loss, flat, 3e-7), 1e-7)
 
     def test_tensor(self):
@@ -140,6 +163,11 @@ class Gradient(Case):
     def test_without_reconstruction(self):
         """With weight 0 only the letters teach; tokens of degree 2 alone"""
         self.compare(reconstruction=0.0, layers=1, degree3=0, degree4=0)
+
+    def test_patches(self):
+        """Four patches that share their weights, seen with degree 1, 2 and 4"""
+        examples = [(gauss(16, 1), 2), (gauss(16, 2), 7)]
+        self.compare(examples, size=4, patches=2, degree1=1, degree3=0, layers=1)
 
     def test_without_degree_two(self):
         """Nothing to reconstruct with, so the letters teach alone"""
@@ -169,6 +197,46 @@ class Gradient(Case):
         # 0.94 + 0.1 * (0.289473684 / 1.291760332 - 0.1 * 0.94) = 0.953009241
         data, m, v = vlm.adam(data, [-1.0, 0.0], m, v, 2, 0.1, 0.1)
         self.assertNear(data, [0.953009241, 1.9602], 1e-9)
+
+
+class Stages(Case):
+    """Parts of the training with losses of their own"""
+
+    def after(self, stages, examples):
+        """The weights after two steps of each stage"""
+        settings = tiny(stages=stages, steps=2, degree1=1)
+        weights = random_weights(settings)
+        for _ in vlm.learn(weights, settings, itertools.cycle(examples)):
+            pass
+        return vlm.numbers(weights)
+
+    def test_what_learns(self):
+        """The eye, the mouth or both, and nothing else"""
+        first = vlm.numbers(random_weights(tiny(degree1=1)))
+        for stage, moved in dict(joint={True, False}, eye={True}, mouth={False}, **{
+                'frozen-eye': {False}, 'frozen-mouth': {True}}).items():
+            with self.subTest(stage):
+                after = self.after(stage, EXAMPLES)
+                self.assertEqual({name.startswith('eye') for name in first
+                                  if after[name] != first[name]}, moved)
+
+    def test_what_is_read(self):
+        """The eye learns alone without labels, the mouth without images; jointly, both matter"""
+        others = [(pixels, label + 1) for pixels, label in EXAMPLES]
+        blind = [(gauss(4, 9), label) for _, label in EXAMPLES]
+        for stage, labels, images in ('eye', False, True), ('mouth', True, False), ('joint', 1, 1):
+            with self.subTest(stage):
+                after = self.after(stage, EXAMPLES)
+                self.assertEqual(self.after(stage, others) != after, bool(labels))
+                self.assertEqual(self.after(stage, blind) != after, bool(images))
+
+    def test_plan(self):
+        """Stage after stage, each with steps of its own or those of --steps"""
+        settings = tiny(stages='mouth:3,eye,joint:0', steps=2)
+        self.assertEqual(vlm.plan(settings), [('mouth', 3), ('eye', 2), ('joint', 0)])
+        one, other = self.after('mouth', EXAMPLES), self.after('mouth:2,joint:0', EXAMPLES)
+        self.assertEqual(one, other)
+        self.assertNotEqual(one, self.after('mouth,joint', EXAMPLES))
 
 
 class Learning(Case):

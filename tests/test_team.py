@@ -17,11 +17,11 @@ def where(weights, settings, wrong, item):
     """A task: the process that an item is given to; one item is wrong and cannot be worked on"""
     return os.getpid() // (item != wrong)
 
-def die(weights, settings, gram, share):
+def die(weights, settings, common, share):
     """The task `gradient`, but another process that gets to see the digit 9 is killed at once"""
     if multiprocessing.parent_process() and 9 in [label for _, label in share]:
         os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
-    return GRADIENT(weights, settings, gram, share)
+    return GRADIENT(weights, settings, common, share)
 
 def group(leader):
     """The processes of a process group that have not ended, but for its leader"""

@@ -45,6 +45,7 @@ class Torch(unittest.TestCase):
         """Two heads, one image; and eyes that lack a degree"""
         self.check(**{**TINY, 'heads': 2, 'batch': 1})
         self.check(**{**TINY, 'degree4': 0})
+        self.check(**{**TINY, 'patches': 2, 'degree1': 1})
         self.check(**{**TINY, 'degree3': 0, 'degree2': 2})
         self.check(**{**TINY, 'degree2': 0, 'degree4': 0, 'reconstruction': 0.0})
 

@@ -2,6 +2,7 @@
 once more in plain floats, as its formulas say it and without any function of vlm.py."""
 import argparse
 import gc
+import itertools
 import math
 import random
 import unittest
@@ -13,8 +14,8 @@ import vlm
 def tiny(**changes):
     """The default settings of size 8, changed to a model of few weights, then as asked for"""
     defaults = {name: row[0] for name, row in vlm.SETTINGS.items()}
-    small = dict(size=2, attention='tensor', width=4, heads=1, layers=2, mlp=1, degree2=1,
-                 degree3=1, degree4=1, batch=2, steps=1, reconstruction=0.7, seed=1)
+    small = dict(size=2, attention='tensor', stages='joint', width=4, heads=1, layers=2, mlp=1,
+                 degree2=1, degree3=1, degree4=1, batch=2, steps=1, reconstruction=0.7, seed=1)
     return argparse.Namespace(**{**defaults, **small, **changes})
 
 
@@ -101,15 +102,25 @@ def materialised(left, right, x):
                for p in range(len(x)) for q in range(len(x))) / len(x) ** 2
 
 
+def squares(x, count):
+    """The count * count patches of a square image, by their pixels' coordinates"""
+    side = math.isqrt(len(x))
+    own = [(i // side * count // side, i % side * count // side) for i in range(len(x))]
+    return [[v for v, at in zip(x, own) if at == place]
+            for place in itertools.product(range(count), repeat=2)]
+
+
 def forward(w, s, x, letters):
     """Weights, settings, image -> logits after each letter: all positions at once, no cache"""
     def code(degree, inputs):
         factors = [product(w[f'eye.degree{degree}.{i}'], v) for i, v in enumerate(inputs)]
         return [math.prod(column) for column in zip(*factors)]
-    two = code(2, [x, x])
-    halves = [norm(half) for half in rows(two, max(len(two) // 2, 1))]
-    contrast = norm([v - sum(x) / len(x) for v in x])
-    tokens = rows(two + code(3, [contrast] * 3) + code(4, halves), s.width)
+    tokens, contrast = [], norm([v - sum(x) / len(x) for v in x])
+    for patch, c in zip(squares(x, s.patches), squares(contrast, s.patches)):
+        two = code(2, [patch] * 2)
+        halves = [norm(half) for half in rows(two, max(len(two) // 2, 1))]
+        latents = code(1, [patch]) + two + code(3, [c] * 3) + code(4, halves)
+        tokens += rows(latents, s.width)
     tokens += [w['letter'][vlm.VOCABULARY.index(letter)] for letter in letters]
     xs = list(map(plus, tokens, w['position']))
     for layer in range(s.layers):
@@ -130,8 +141,9 @@ def image_losses(w, s, pixels, label):
     logits = forward(w, s, x, text[:-1])
     letters = [-math.log(softmax(z)[vlm.VOCABULARY.index(target)])
                for z, target in zip(logits, text[1:])]
-    error = materialised(w['eye.degree2.0'], w['eye.degree2.1'], x)
-    return sum(letters) / len(letters), error
+    errors = [materialised(w['eye.degree2.0'], w['eye.degree2.1'], patch)
+              for patch in squares(x, s.patches)]
+    return sum(letters) / len(letters), sum(errors) / len(errors)
 
 
 class Case(unittest.TestCase):

@@ -1,4 +1,5 @@
 """The model of vlm.py as a PyTorch user would write it: eager, vectorised, text padded."""
+import math
 from functools import reduce
 from operator import mul
 
@@ -19,6 +20,12 @@ def parameters(weights, dtype):
     """vlm's weights (Values) -> name -> tensor [m][n] that wants a gradient; empty ones left out"""
     return {name: torch.tensor([[value.data for value in row] for row in matrix], dtype=dtype,
                                requires_grad=True) for name, matrix in weights.items() if matrix}
+
+
+def cut(x, patches):
+    """square images x [batch][n] -> their square patches [batch][patches^2][n / patches^2]"""
+    part = math.isqrt(x.shape[1]) // patches
+    return x.unflatten(1, (patches, part, patches, part)).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def rmsnorm(x):
@@ -44,20 +51,25 @@ def attention(query, key, value, pieces):
 
 
 def reconstruction_error(left, right, f, x):
-    """left, right [k][n], latents f [batch][k], images x [batch][n] -> mean error over the batch"""
+    """left, right [k][n], latents f [batch][patches][k], x [batch][patches][n] -> mean error"""
     products = (left @ left.T) * (right @ right.T)
-    error = ((f @ products) * f).sum(1) - 2 * (f * f).sum(1) + (x * x).sum(1) ** 2
-    return error.mean() / x.shape[1] ** 2
+    error = ((f @ products) * f).sum(2) - 2 * (f * f).sum(2) + (x * x).sum(2) ** 2
+    return error.mean() / x.shape[2] ** 2
 
 
 def loss(weights, settings, x, labels):
     """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
-    tokens = [two := latents(weights, 2, (x, x))] if settings.degree2 else []
+    contrast = cut(rmsnorm(x - x.mean(1, keepdim=True)), settings.patches)
+    x, tokens = cut(x, settings.patches), []
+    if settings.degree1:
+        tokens.append(latents(weights, 1, [x]))
+    if settings.degree2:
+        tokens.append(two := latents(weights, 2, [x, x]))
     if settings.degree3:
-        tokens.append(latents(weights, 3, [rmsnorm(x - x.mean(1, keepdim=True))] * 3))
+        tokens.append(latents(weights, 3, [contrast] * 3))
     if settings.degree4:
-        tokens.append(latents(weights, 4, [rmsnorm(half) for half in two.chunk(2, 1)]))
-    tokens = torch.cat(tokens, 1).unflatten(1, (-1, settings.width))
+        tokens.append(latents(weights, 4, [rmsnorm(half) for half in two.chunk(2, 2)]))
+    tokens = torch.cat(tokens, 2).unflatten(2, (-1, settings.width)).flatten(1, 2)
     longest = int(LENGTH[labels].max())
     text = TEXT[labels, :longest + 1]
     h = torch.cat([tokens, F.embedding(text[:, :-1], weights['letter'])], 1)
