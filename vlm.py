@@ -399,7 +399,7 @@ def next_logits(weights, settings, text, cache):
 Stage = collections.namedtuple('Stage', 'letters image learns')
 STAGES = {  # whether it reads the names of the digits, whether it sees their images, what learns
     'joint':        Stage(True, True, ('eye', 'mouth')),
-    'eye':          Stage(False, True, ('eye',)),   # only to rebuild images
+    'eye':          Stage(False, True, ('eye',)),    # only to rebuild images
     'mouth':        Stage(True, False, ('mouth',)),  # only to spell names
     'frozen-eye':   Stage(True, True, ('mouth',)),
     'frozen-mouth': Stage(True, True, ('eye',)),
