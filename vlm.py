@@ -13,10 +13,10 @@ It looks at a handwritten digit and says its name, letter by letter:
                                                                   s   e v e n [EOS]
 
 The eye turns the image into a few vectors, the vision tokens; the mouth is a small GPT, a model
-that predicts the next letter from the tokens and letters before it. Both learn together, by
-gradients from a scalar autograd engine. Read from top to bottom: settings, autograd, layers,
-weights, eye, mouth, learning, data parallelism, speaking; then data, files, command line. MIT
-licence.
+that predicts the next letter from the tokens and letters before it. They learn together, or in
+stages, from the derivatives of their error, which class Value computes (autograd). Read from top to
+bottom: settings, autograd, layers, weights, eye, mouth, learning, data parallelism, speaking; then
+data, files, command line. MIT licence.
 """
 import argparse, collections, contextlib, gc, gzip, hashlib, http.client, itertools, json, math
 import multiprocessing, os, random, signal, struct, sys, time, urllib.request, zlib
@@ -27,7 +27,9 @@ from pathlib import Path
 
 # ---- Settings: every number that shapes the model or its learning --------------------------------
 # The defaults were chosen by accuracy per second on the 5,000 images kept for validation. The code
-# below finds them as settings.width and so on, beside settings.size and settings.attention.
+# below finds them as settings.width and so on, beside settings.size (8 or 14 pixels per side),
+# settings.attention ('tensor' or 'dot') and settings.stages. A latent, a number that the eye finds
+# in the image, has degree d if it is a product of d weighted sums of pixels.
 
 SETTINGS = {
     # name            8x8    14x14  least  what it is
@@ -40,16 +42,16 @@ SETTINGS = {
     'degree2':        (1,     1,     0,     'vision tokens of degree 2'),
     'degree3':        (2,     1,     0,     'vision tokens of degree 3'),
     'degree4':        (0,     0,     0,     'vision tokens of degree 4, products of degree 2'),
-    'steps':          (450,   1250,  0,     'training steps, one minibatch each'),
+    'steps':          (500,   1250,  0,     'training steps of a stage, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
-    'lr':             (0.012, 0.012, 1e-9,  'learning rate at first; it falls linearly to zero'),
-    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part that a weight loses'),
-    'reconstruction': (0.15,  0.03,  0.0,   'weight of the reconstruction; cross-entropy has 1'),
+    'lr':             (0.014, 0.012, 1e-9,  'learning rate; it falls linearly to zero'),
+    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part a weight loses'),
+    'reconstruction': (0.15,  0.03,  0.0,   'factor of its error in the loss; cross-entropy: 1'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
     'temperature':    (0.0,   0.0,   0.0,   'of spoken letters; 0 speaks the most probable one'),
     'top_p':          (1.0,   1.0,   1e-9,  'speak only of the letters that have this probability'),
 }
-SHARE = 4  # images that a process works on at a time, when several share the work
+SHARE = 4  # images in a share of a minibatch: what a process works on at a time
 
 NAMES = 'zero one two three four five six seven eight nine'.split()
 BOS, EOS = '<', '>'       # begin and end of a sequence: the digit 7 is spoken as <seven>
@@ -57,11 +59,12 @@ VOCABULARY = sorted(set(''.join(NAMES))) + [BOS, EOS]
 LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS among them
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
-# A Value knows its parents and its derivative with respect to each. The chain rule, walked from
-# the last Value back to the first, gives the derivative of the loss with respect to every number
-# it depends on. A Value may have any number of parents, in lists. So the dot product of two vectors
-# is one Value: its parents are the two vectors, and its derivatives with respect to the one are the
-# numbers of the other. Most of this file's speed comes from that.
+# A Value knows its parents, the Values it was computed from, and its derivative with respect to
+# each. The chain rule, walked from the last Value back to the first, gives the derivative of the
+# loss, the error to be made small, with respect to every number it depends on. Parents come in
+# lists, so the dot product of two vectors, the sum of all a_i b_i, is one Value: its parents are
+# the two vectors, and its derivatives with respect to the one are the numbers of the other. Most of
+# this file's speed comes from that.
 
 class Value:
     """One scalar that can be differentiated."""
@@ -71,7 +74,7 @@ class Value:
     def __init__(self, data, *edges):
         self.data = data    # the number itself
         self.grad = 0.0     # derivative of the loss with respect to this number
-        self.edges = edges  # pairs of lists: parents, derivatives of this number by each of them
+        self.edges = edges  # pairs: parents, derivatives of this number with respect to each
         if edges:           # weights have none: they stay off the tape, and their grad adds up
             Value.tape.append(self)
 
@@ -110,7 +113,7 @@ class Value:
     __radd__, __rmul__ = __add__, __mul__
 
     def backward(self):
-        """Add the derivative of self with respect to v to v.grad, for every v it depends on."""
+        """Add to v.grad, for every weight v, the derivative of self with respect to v."""
         for node in Value.tape:  # a second backward() starts from zero here,
             node.grad = 0.0      # and adds to the gradients of the weights
         self.grad += 1.0
@@ -135,18 +138,18 @@ def vector(elements):
 
 # ---- Layers: the parts of a transformer ----------------------------------------------------------
 # Given Vectors, these functions compute Values, to learn from; given lists of floats, most of them
-# only calculate, and that is all that speaking needs. [n] is the shape of a vector, [m][n] that of
-# a matrix: a list of m rows.
+# only calculate, and that is all that speaking needs. Docstrings give shapes: `x [n] -> [m]` takes
+# a vector of n numbers and returns one of m; [m][n] is a matrix, a list of m rows.
 
 NORM_EPSILON = 1e-5  # keeps RMSNorm from dividing by zero, also on an all-black image
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
 
 def dot(a, b, start=None):
-    """a [n], b [n] -> start + a.b, one Value; floats b beside a Vector a are constants"""
+    """a [n], b [n] -> a.b, plus start if given: of floats a float, else one Value"""
     if type(a) is list:
         return sumprod(a, b) if start is None else start + sumprod(a, b)
     if type(b) is list:
-        return Value(sumprod(a.data, b), (a, b))
+        return Value(sumprod(a.data, b), (a, b))  # b is constant, and nobody gives a start
     if start is None:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     return Value(start.data + sumprod(a.data, b.data), (a, b.data), (b, a.data), ((start,), (1.0,)))
@@ -211,10 +214,10 @@ PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a tra
 
 def matrix_shapes(settings):
     """The model's matrices: name -> (rows, columns)"""
-    width, hidden, counts = settings.width, settings.mlp * settings.width, [
-        getattr(settings, f'degree{degree}') for degree in range(1, 5)]
-    one, two, three, four = [width * count for count in counts]
-    pixels, tokens = (settings.size // settings.patches) ** 2, settings.patches ** 2 * sum(counts)
+    width, hidden = settings.width, settings.mlp * settings.width
+    one, two, three, four = [width * getattr(settings, f'degree{n}') for n in range(1, 5)]
+    pixels = (settings.size // settings.patches) ** 2  # of a patch
+    tokens = settings.patches ** 2 * (one + two + three + four) // width
     shapes = {f'eye.degree2.{factor}': (two, pixels) for factor in range(2)}
     shapes['eye.degree1.0'] = one, pixels
     shapes.update({f'eye.degree3.{factor}': (three, pixels) for factor in range(3)})
@@ -227,7 +230,7 @@ def matrix_shapes(settings):
     return shapes
 
 def first_weights(settings):
-    """Random matrices that keep the size of vectors; zero for what is added to x, and the head"""
+    """Random matrices that keep the size of vectors; output, down and head begin at zero"""
     rng, weights = random.Random(settings.seed), {}
     for name, (rows, columns) in matrix_shapes(settings).items():
         spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
@@ -252,18 +255,20 @@ def assign(weights, data):
             value.data = number
 
 # ---- The eye: a bilinear autoencoder -------------------------------------------------------------
-# A latent is a number that the eye computes from the image; a vision token is a vector of `width`
-# latents. One of degree 2 is the product of two dot products with the image: it answers where both
-# patterns match. These latents f_j = (l_j.x)(r_j.x), where l_j and r_j are row j of eye.degree2.0
-# and eye.degree2.1, form a bilinear autoencoder (Dooms and Gauderis 2025, arXiv:2510.16820): with
-# the same l_j and r_j, the sum of f_j l_j r_j^T is to rebuild the matrix x x^T, the products of all
-# pairs of pixels. Degree 1 is linear, degree 3 multiplies three dot products, and degree 4 ("BAE x
-# BAE") two dot products with the latents of degree 2. An image can be cut into patches, which are
-# looked at one by one, with the same weights.
+# A vision token is a vector of `width` latents. A latent of degree 1 is the dot product of the
+# image and a pattern, a row of weights; of degree 2 or 3, the product of two or three such: far
+# from 0 only where all of them are. Latents of degree 2, f_j = (l_j.x)(r_j.x), where l_j and r_j
+# are row j of eye.degree2.0 and eye.degree2.1, also form a bilinear autoencoder (BAE; Dooms and
+# Gauderis 2025, arXiv:2510.16820), which is to rebuild what it saw. Write a b^T for the matrix of
+# all products a_i b_j: then, with the same l_j and r_j, the sum of f_j l_j r_j^T is to be close to
+# x x^T, the products of all pairs of pixels. Degree 4 ("BAE x BAE") multiplies two dot products,
+# one with each half of the latents of degree 2, normalised. An image can be cut into patches,
+# which are looked at one by one, with the same weights.
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """`side` pixels, less a border, in `size` bins: per bin its first, the parts of each in it"""
+    """`side` pixels, less a border, in `size` bins -> per bin its first pixel, and the part of the
+    bin that each pixel from there on fills"""
     border = side // 9  # 3 of MNIST's 28 pixels, nearly always black; the bundled 8x8 have none
     width = (side - 2 * border) / size
     edges = [border + i * width for i in range(size + 1)]
@@ -280,7 +285,7 @@ def downscale(pixels, size):
     return [v for row in zip(*lines) for v in row]
 
 def latents(weights, degree, inputs):
-    """inputs [factors][n] -> [latents of this degree]: products of one dot product per factor"""
+    """one input [n] per factor -> latents of this degree, each a product of dot products"""
     matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
     return vector([reduce(mul, map(dot, patterns, inputs)) for patterns in zip(*matrices)])
 
@@ -295,11 +300,12 @@ def cut(x, patches):
 def see(weights, settings, x):
     """image x [n] -> vision tokens [tokens][width], patches, their latents of degree 2 [k] each"""
     mean, tokens, codes = sum(x) / len(x), [], []
-    contrast = rmsnorm([v - mean for v in x])  # not to be rebuilt; degree 3 learns faster from it
+    contrast = rmsnorm([v - mean for v in x])  # for degree 3, which learns faster without the mean
     patches = cut(x, settings.patches)
-    for patch, c in zip(patches, cut(contrast, settings.patches)):  # all with the same weights
-        one, two, three = [latents(weights, degree, inputs)
-                           for degree, inputs in enumerate(([patch], [patch] * 2, [c] * 3), 1)]
+    for patch, sharp in zip(patches, cut(contrast, settings.patches)):
+        one = latents(weights, 1, [patch])
+        two = latents(weights, 2, [patch, patch])
+        three = latents(weights, 3, [sharp, sharp, sharp])
         four = []
         if weights['eye.degree4.0']:  # from two normalised halves of the latents of degree 2
             four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
@@ -321,32 +327,36 @@ def gram(left, right):
     return hadamard(pairs(left), pairs(right))
 
 def reconstruction_error(products, f, x):
-    """gram [k][k], latents f [k], image x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
-    # With a the rebuilt matrix and b = x x^T, it is a.a - 2 a.b + b.b. The paper's kernel trick: by
-    # the definitions of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and
-    # b.b = (x.x)^2, and no term needs the n^2 numbers. The derivative with respect to f follows.
+    """gram (products) [k][k], f [k], patch x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
+    # A matrix dot a matrix is the sum of the products of their elements. With a the rebuilt matrix
+    # and b = x x^T, the square is a.a - 2 a.b + b.b. The paper's kernel trick: by the definitions
+    # of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and b.b = (x.x)^2, so
+    # no term needs the n^2 numbers. The derivative with respect to f follows.
     data = floats(f)
     pull = [a - 2 * b for a, b in zip(linear(products, data), data)]
     error = (dot(data, pull) + dot(x, x) ** 2) / len(x) ** 2
     return error if type(f) is list else Value(error, (f, [2 * d / len(x) ** 2 for d in pull]))
 
 def gram_gradient(codes, rows, others):
-    """latents f [images][k], l, r [k][n] -> sum over images of d f.(gram f) / dl [k][n]"""
-    # The error depends on l twice: through f, as above; and, with f as it is, through gram, which
-    # occurs in one term only. This is that part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j.
-    columns, of_rows = [list(map(list, zip(*matrix))) for matrix in (codes, rows)]  # transposed
-    return [[2 * d for d in linear(of_rows, line)]
-            for line in hadamard(pairs(columns), pairs(others))]
+    """latents f [patches][k], l, r [k][n] -> sum over patches of d f.(gram f) / dl [k][n]"""
+    # The error depends on l twice: through f, which autograd follows, and through gram, which it
+    # takes as constant. This is the second part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r,
+    # exchange l and r.
+    of_latent, of_pixel = [list(map(list, zip(*matrix))) for matrix in (codes, rows)]  # transposed
+    return [[2 * d for d in linear(of_pixel, line)]
+            for line in hadamard(pairs(of_latent), pairs(others))]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
-# One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. Attention:
-# a position compares its query vector with the key of each position up to itself; the better they
-# match, the more of that position's value it takes. Each head does so with its own part of the
-# vectors. The usual score of a match is q.k; the tensor product cuts both in half and multiplies
-# two matches, (q1.k1)(q2.k2), the inner product of the Kronecker products of the halves. A layer
-# adds to a position's vector x what attention has fetched, then what a small network, down relu(up
-# x), makes of x. Positions run one by one and leave keys and values in a cache, in learning as in
-# speaking. The last x gives a logit for each letter; softmax makes them probabilities.
+# One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. A position
+# starts with a vector x: its vision token, or its letter's row of the matrix `letter`, plus its own
+# row of `position`, as attention alone cannot tell the order. Attention: a position compares its
+# query vector with the key of each position up to itself; the better they match, the more of that
+# position's value it takes. Each head does so with its own part of the vectors. The usual score of
+# a match is q.k; the tensor product cuts both in half and multiplies two matches, (q1.k1)(q2.k2),
+# the inner product of the Kronecker products of the halves. A layer adds to x what attention has
+# fetched, then what a small network, down relu(up x), makes of x. `head` turns the last x into a
+# logit, a score, per letter; softmax, into probabilities. Positions run one by one and leave keys
+# and values in a cache, in learning as in speaking.
 
 def attention(query, keys, values):
     """query [heads * pieces][n], keys [time] of these, values [time][heads][width / heads]
@@ -386,20 +396,21 @@ def look(weights, settings, pixels):
 
 def next_logits(weights, settings, text, cache):
     """text so far, cache of all before its last letter -> logits of the next letter [vocabulary]"""
-    position = weights['position'][len(text) - 1 - LONGEST]  # counted from the end
+    position = weights['position'][len(text) - 1 - LONGEST]  # the last LONGEST rows are for letters
     x = add(weights['letter'][VOCABULARY.index(text[-1])], position)
     return transformer(weights, settings, x, cache)
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # The loss of an image is the mean cross-entropy over the letters of its name and EOS, plus the
-# weighted reconstruction error. A step averages the gradient over a minibatch. Adam divides the
-# running mean of the gradient by its usual size, so that each weight moves by about lr. Large
-# models are not trained in one go: a stage is a part of the training with a loss of its own.
+# weighted reconstruction error. The cross-entropy of a letter is -log of the probability that the
+# mouth gave to it. A step averages the gradient over a minibatch. Adam divides the running mean of
+# the gradient by its usual size, so that each weight moves by about lr. Large models are not
+# trained in one go: a stage says what the loss counts and which weights may learn.
 
 Stage = collections.namedtuple('Stage', 'letters image learns')
 STAGES = {  # whether it reads the names of the digits, whether it sees their images, what learns
     'joint':        Stage(True, True, ('eye', 'mouth')),
-    'eye':          Stage(False, True, ('eye',)),    # only to rebuild images
+    'eye':          Stage(False, True, ('eye',)),    # only to rebuild images, by degree 2
     'mouth':        Stage(True, False, ('mouth',)),  # only to spell names
     'frozen-eye':   Stage(True, True, ('mouth',)),
     'frozen-mouth': Stage(True, True, ('eye',)),
@@ -410,30 +421,29 @@ ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 def add_gradient(weights, settings, stage, products, pixels, label):
     """Add one image's gradient to the weights' -> its two losses, latents of its patches"""
     cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
-    if STAGES[stage].image:
+    if stage.image:
         cache, patches, codes = look(weights, settings, pixels)
-    text = BOS + NAMES[label] + EOS
+    text = BOS + NAMES[label] + EOS if stage.letters else ''
     losses = [cross_entropy(next_logits(weights, settings, text[:i], cache),
-                            VOCABULARY.index(text[i]))
-              for i in range(1, len(text)) if STAGES[stage].letters] or [Value(0.0)]
+                            VOCABULARY.index(text[i])) for i in range(1, len(text))] or [Value(0.0)]
     errors = [reconstruction_error(products, f, patch)
               for f, patch in zip(codes, patches) if products] or [Value(0.0)]
     letters, error = sum(losses) / len(losses), sum(errors) / len(errors)
-    ((letters + settings.reconstruction * error) / settings.batch).backward()  # of the mean
+    ((letters + settings.reconstruction * error) / settings.batch).backward()  # a part of the mean
     return letters.data, error.data, [f.data for f in codes if products]
 
 def gradient(weights, settings, common, share):
     """share [(pixels, digit)] -> gradient [weights]; for each image its two losses, its latents"""
-    rows, results, (stage, products) = list(itertools.chain(*weights.values())), [], common
-    for row in rows:
-        for value in row:
-            value.grad = 0.0
+    values = [value for matrix in weights.values() for row in matrix for value in row]
+    results, (stage, products) = [], common
+    for value in values:
+        value.grad = 0.0
     gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
     for pixels, label in share:
         results.append(add_gradient(weights, settings, stage, products, pixels, label))
         Value.tape.clear()  # gives back the memory of this image's graph
     gc.enable()
-    return array('d', [value.grad for row in rows for value in row]), results
+    return array('d', [value.grad for value in values]), results
 
 def adam(data, grad, m, v, step, lr, decay):
     """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
@@ -446,35 +456,37 @@ def adam(data, grad, m, v, step, lr, decay):
 
 def batch_gradient(weights, settings, team, stage, batch):
     """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
-    wanted = settings.reconstruction and STAGES[stage].image
+    wanted = settings.reconstruction and stage.image
     left, right = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
                    for factor in range(2)]
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
-    # Gives gradient(weights, settings, common, share) for each share; the next chapter says how.
+    # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
     # The gram depends on the weights alone, so it is made once per batch.
     grads, results = zip(*team.map(gradient, (stage, gram(left, right)), shares))
     grad = reduce(add, grads)  # in the order of the shares, whoever computed them
     letters, errors, codes = zip(*itertools.chain(*results))
     codes, pixels = list(itertools.chain(*codes)), (settings.size // settings.patches) ** 2
+    # The gradient by way of the gram, a constant until here, for all images at once; `scale` is the
+    # factor of ||...||^2 in the loss. Its rows are the first: eye.degree2.0, then eye.degree2.1.
     scale = settings.reconstruction / pixels ** 2 / settings.patches ** 2 / settings.batch
     slopes = gram_gradient(codes, left, right) + gram_gradient(codes, right, left)
-    for i, slope in enumerate(itertools.chain(*slopes)):  # eye.degree2.0 and .1 are the first
+    for i, slope in enumerate(itertools.chain(*slopes)):
         grad[i] += scale * slope
     return grad, (sum(letters) / settings.batch, sum(errors) / settings.batch)
 
 def plan(settings):
     """stages as in 'eye:200,joint' -> [(stage, its steps)]"""
     parts = [part.partition(':') for part in settings.stages.split(',')]
-    return [(stage, int(steps or settings.steps)) for stage, _, steps in parts]
+    return [(STAGES[name], int(steps or settings.steps)) for name, _, steps in parts]
 
 def learn(weights, settings, examples, team=None):
     """Train on endless examples (pixels, digit), stage by stage; yield each step's two losses."""
     team = team or Team(weights, settings, jobs=1)
     data = flat(weights)
     for stage, steps in plan(settings):
-        learns = [('eye' if name.startswith('eye') else 'mouth') in STAGES[stage].learns
+        learns = [('eye' if name.startswith('eye') else 'mouth') in stage.learns
                   for name, matrix in weights.items() for row in matrix for _ in row]
-        m = v = [0.0] * len(data)
+        m = v = [0.0] * len(data)  # Adam starts anew
         for step in range(steps):
             batch = list(itertools.islice(examples, settings.batch))
             grad, losses = batch_gradient(weights, settings, team, stage, batch)
@@ -496,7 +508,8 @@ class Team(contextlib.AbstractContextManager):
         self.weights, self.settings, self.others = weights, settings, []
         if jobs == 1:
             return
-        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is ours
+        # The others inherit this: Ctrl-C is for this process alone.
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for _ in range(jobs - 1):
                 ours, theirs = multiprocessing.Pipe()
@@ -553,33 +566,36 @@ def follow(pipe, parents_end, settings):
             assign(weights, data)
             pipe.send([task(weights, settings, common, item) for item in part])
 
-# ---- Speaking: greedy decoding -------------------------------------------------------------------
-# The mouth speaks the most probable letter, hears itself say it, and goes on until it says EOS.
+# ---- Speaking: letter by letter ------------------------------------------------------------------
+# The mouth speaks the most probable letter or, at a temperature above 0, a random one, hears itself
+# say it, and goes on until it says EOS.
 
-def choose(probs, top_p, rng):
-    """probabilities [n] -> a random index, from the most probable ones that together have top_p"""
+def choose(logits, settings, rng):
+    """logits [n] -> the index of the highest; at a temperature, a random one of the top_p"""
+    if not settings.temperature:
+        return logits.index(max(logits))
+    probs = softmax(logits, settings.temperature)
     order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
-    sums = list(itertools.accumulate(probs[i] for i in order))
-    kept = order[:1 + sum(total < top_p for total in sums[:-1])]
+    totals = itertools.accumulate(probs[i] for i in order)
+    kept = order[:1 + sum(total < settings.top_p for total in totals)]
     return rng.choices(kept, [probs[i] for i in kept])[0]
 
 def speak(weights, settings, products, pixels):
-    """pixels [side * side] -> the name it speaks, its probability, its reconstruction error"""
-    weights, rng = numbers(weights), random.Random(f'{settings.seed} {pixels}')
+    """pixels -> the name spoken, its probability, reconstruction error (1: rebuilds nothing)"""
+    weights = numbers(weights)
+    rng = random.Random(f'{settings.seed} {pixels}')  # the same in whatever process it runs
     cache, patches, codes = look(weights, settings, pixels)
     text, probability = BOS, 1.0
     while len(text) <= LONGEST and not text.endswith(EOS):
         logits = next_logits(weights, settings, text, cache)
-        best = logits.index(max(logits))
-        if settings.temperature:
-            best = choose(softmax(logits, settings.temperature), settings.top_p, rng)
-        probability *= softmax(logits)[best]
-        text += VOCABULARY[best]
+        chosen = choose(logits, settings, rng)
+        probability *= softmax(logits)[chosen]  # as the model sees it, at temperature 1
+        text += VOCABULARY[chosen]
     errors = [reconstruction_error(products, f, patch) for f, patch in zip(codes, patches)]
-    nothing = [(dot(patch, patch) / len(patch)) ** 2 for patch in patches]  # what no latents leave
+    nothing = [(dot(patch, patch) / len(patch)) ** 2 for patch in patches]  # the errors if f were 0
     return text[1:].rstrip(EOS), probability, sum(errors) / (sum(nothing) or 1.0)
 
-# That was the algorithm; what follows is comfort.
+# That was the algorithm; what follows is convenience.
 
 # ---- Data: MNIST, downloaded when it is missing, or the digits bundled in data/ ------------------
 
@@ -691,6 +707,7 @@ def load_digits(folder, size):
 
 # ---- Weights on disk -----------------------------------------------------------------------------
 
+# The settings that shape the matrices are saved with them.
 MODEL = ('size', 'attention', 'width', 'heads', 'layers', 'mlp', 'patches', 'degree1', 'degree2',
          'degree3', 'degree4')
 
@@ -705,9 +722,9 @@ def complaint(settings):
     if settings.attention not in ('tensor', 'dot'):
         return f'attention must be tensor or dot, not {settings.attention!r}'
     try:
-        if not all(stage in STAGES and steps >= 0 for stage, steps in plan(settings)):
+        if any(steps < 0 for _, steps in plan(settings)):
             raise ValueError
-    except ValueError:
+    except (KeyError, ValueError):
         return f'stages must be of {", ".join(STAGES)}, not {settings.stages!r}'
     if settings.width % settings.heads:
         return f'width {settings.width} cannot be shared by {settings.heads} heads'
@@ -857,7 +874,7 @@ def main(argv=None):
     """Learn, save, report."""
     settings, weights = parse(argv)
     if settings.save:
-        write_file(settings.save, b'')
+        write_file(settings.save, b'')  # fail now rather than after the training
     training, test = load_digits(settings.data, settings.size)
     weights = weights or first_weights(settings)
     count = sum(len(row) for matrix in weights.values() for row in matrix)

@@ -46,10 +46,10 @@ GROUPS = {  # title -> rows: what it is, options
         ('eye, then frozen', '--stages eye,frozen-eye'),
         ('mouth, then joint', '--stages mouth:100,joint'),
         ('mouth, then frozen', '--stages mouth:100,frozen-mouth'),
-        ('joint, as many steps as both', '--steps 900')],
+        ('joint, as many steps as both', '--steps 1000')],
     'Minibatch, at equal images': [
-        (f'{batch} images, lr {lr}', f'--batch {batch} --steps {14_400 // batch} --lr {lr}')
-        for batch, lr in ((1, 0.002), (4, 0.004), (16, 0.008), (32, 0.012))],
+        (f'{batch} images, lr {lr}', f'--batch {batch} --steps {16_000 // batch} --lr {lr}')
+        for batch, lr in ((1, 0.002), (4, 0.004), (16, 0.008), (32, 0.014))],
     'Dimensions of purevlm, at its number of images': [('v1', V1), ('v2', V2)],
     'Images seen, size 8': images(8, *CURVE),
     'Images seen, size 14': images(14, *CURVE),
@@ -59,7 +59,7 @@ def seen(options):
     """How many images a run with these options sees"""
     size14 = '--size 14' in options
     steps, batch = (re.search(rf'--{name} (\d+)', options) for name in ('steps', 'batch'))
-    steps = int(steps[1]) if steps else 1250 if size14 else 450
+    steps = int(steps[1]) if steps else 1250 if size14 else 500
     stages = 2 if re.search('--stages eye,', options) else 1
     return steps * stages * (int(batch[1]) if batch else 32)
 

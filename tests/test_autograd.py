@@ -92,7 +92,7 @@ class Operations(Case):
             if platform.python_implementation() == 'CPython':
                 counts.append(live())
         self.assertEqual(counts, counts[:1] * len(counts))
-        vlm.gradient(weights, settings, ('joint', [[0.0] * 4] * 4), [(gauss(4, 1), 2)])
+        vlm.gradient(weights, settings, (vlm.STAGES['joint'], [[0.0] * 4] * 4), [(gauss(4, 1), 2)])
         self.assertEqual(Value.tape, [])
 
 

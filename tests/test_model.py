@@ -15,6 +15,7 @@ from tests.tools import (Case, flatten, forward, gauss, image_losses, matrices, 
                          random_weights, slopes, tiny)
 
 ROOT = Path(vlm.__file__).resolve().parent
+JOINT = vlm.STAGES['joint']
 EXAMPLES = [(gauss(4, 1), 2), (gauss(4, 2), 7)]  # images of 2x2 pixels: two, seven
 
 
@@ -99,7 +100,7 @@ class Mouth(Case):
         floats = vlm.numbers(weights)
         gram = tools.gram(floats['eye.degree2.0'], floats['eye.degree2.1'])
         for x, label in EXAMPLES:
-            *losses, _ = vlm.add_gradient(weights, settings, 'joint', gram, x, label)
+            *losses, _ = vlm.add_gradient(weights, settings, JOINT, gram, x, label)
             self.assertNear(losses, image_losses(floats, settings, x, label), 1e-10)
 
     def test_probability(self):
@@ -118,9 +119,11 @@ class Mouth(Case):
 
     def test_choose(self):
         """From 0.5, 0.3 and 0.2: only as many of the first as it takes to have top_p"""
-        rng = random.Random(1)
+        rng, logits = random.Random(1), [math.log(p) for p in (0.2, 0.5, 0.3)]
+        self.assertEqual(vlm.choose(logits, tiny(), rng), 1)
         for top_p, expected in (0.4, {1}), (0.5, {1}), (0.6, {1, 2}), (0.9, {0, 1, 2}):
-            drawn = {vlm.choose([0.2, 0.5, 0.3], top_p, rng) for _ in range(200)}
+            settings = tiny(temperature=1.0, top_p=top_p)
+            drawn = {vlm.choose(logits, settings, rng) for _ in range(200)}
             self.assertEqual(drawn, expected)
 
     def test_speaking_ends(self):
@@ -233,7 +236,8 @@ class Stages(Case):
     def test_plan(self):
         """Stage after stage, each with steps of its own or those of --steps"""
         settings = tiny(stages='mouth:3,eye,joint:0', steps=2)
-        self.assertEqual(vlm.plan(settings), [('mouth', 3), ('eye', 2), ('joint', 0)])
+        self.assertEqual(vlm.plan(settings), [
+            (vlm.STAGES['mouth'], 3), (vlm.STAGES['eye'], 2), (JOINT, 0)])
         one, other = self.after('mouth', EXAMPLES), self.after('mouth:2,joint:0', EXAMPLES)
         self.assertEqual(one, other)
         self.assertNotEqual(one, self.after('mouth,joint', EXAMPLES))
