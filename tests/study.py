@@ -8,11 +8,14 @@ import concurrent.futures, json, math, os, platform, re, statistics, subprocess,
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-PROGRAM, RESULTS = TESTS.parent / 'vlm.py', TESTS / 'study.jsonl'
+RESULTS = TESTS / 'study.jsonl'
+sys.path.insert(0, str(TESTS.parent))
+import vlm
+
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 PRICE = 0.04  # dollars per processor-hour, about what a cloud asks for one virtual processor
 LONG = 60_000  # images; a run that sees more is done with three seeds instead of five
-EXAMPLE = re.compile(r'([\d,]+) parameters.*batch (\d+),.*?error: ([\d.]+) .*?(\d+)/10000 = ', re.S)
+REPORT = re.compile(r'([\d,]+) parameters.*error: ([\d.]+) .*?(\d+)/10000 = ', re.S)
 
 def images(size, *counts):
     """Rows of the curve of accuracy against images seen, in batches of 32"""
@@ -57,21 +60,18 @@ GROUPS = {  # title -> rows: what it is, options
 
 def seen(options):
     """How many images a run with these options sees"""
-    size14 = '--size 14' in options
-    steps, batch = (re.search(rf'--{name} (\d+)', options) for name in ('steps', 'batch'))
-    steps = int(steps[1]) if steps else 1250 if size14 else 500
-    stages = 2 if re.search('--stages eye,', options) else 1
-    return steps * stages * (int(batch[1]) if batch else 32)
+    settings, _ = vlm.parse(options.split())
+    return settings.batch * sum(steps for stage, steps in vlm.plan(settings) if stage.image)
 
 def run(options, seed):
     """One run of vlm.py -> its result, also appended to the file"""
     start = time.monotonic()
-    argv = [sys.executable, PROGRAM, '--jobs', '1', '--seed', str(seed), *options.split()]
+    argv = [sys.executable, vlm.__file__, '--jobs', '1', '--seed', str(seed), *options.split()]
     if 'VLM_MNIST' in os.environ:
         argv += ['--data', os.environ['VLM_MNIST']]
     out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
                          encoding='utf-8', env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}).stdout
-    parameters, _, error, right = EXAMPLE.search(out).groups()
+    parameters, error, right = REPORT.search(out).groups()
     result = dict(options=options, seed=seed, parameters=int(parameters.replace(',', '')),
                   error=float(error), accuracy=int(right) / 100,
                   seconds=round(time.monotonic() - start, 1))
@@ -98,20 +98,21 @@ def table(results):
                              f'{spread([r["error"] for r in rs], 3)} | '
                              f'{statistics.median(r["seconds"] for r in rs):.0f} | {len(rs)} | '
                              f'`{options or "(none)"}` |')
-    return '\n'.join([f'{platform.python_implementation()} {platform.python_version()}, one process '
-                      f'per run: {hours:.1f} processor-hours, {hours * PRICE:.2f} dollars at '
-                      f'{PRICE} dollars per processor-hour.', *lines, ''])
+    python = f'{platform.python_implementation()} {platform.python_version()}'
+    cost = (f'{python}, one process per run: {hours:.1f} processor-hours, {hours * PRICE:.2f} '
+            f'dollars at {PRICE} dollars per processor-hour.')
+    return '\n'.join([cost, *lines, ''])
 
 def chart(path, label, curves):
     """Draw accuracy against a logarithmic axis; curves {name: [(x, accuracy)]}, as SVG."""
-    low, high, bottom, top = 10 ** 0, 10 ** 0, 70, 100
+    bottom, top = 70, 100
     xs = [x for points in curves.values() for x, _ in points]
     low, high = math.log10(min(xs)) - 0.1, math.log10(max(xs)) + 0.1
     def place(x, y):
         return (60 + 560 * (math.log10(x) - low) / (high - low),
                 20 + 320 * (top - max(y, bottom)) / (top - bottom))
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 400" font-family="sans-serif"'
-             ' font-size="13">', '<rect width="800" height="400" fill="white"/>']
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 400" font-size="13" '
+             'font-family="sans-serif">', '<rect width="800" height="400" fill="white"/>']
     for y in range(bottom, top + 1, 5):
         h = place(xs[0], y)[1]
         parts.append(f'<path d="M60 {h:.0f}H620" stroke="#ddd"/><text x="52" y="{h + 4:.0f}" '
