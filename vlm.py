@@ -570,7 +570,7 @@ def follow(pipe, parents_end, settings):
 # The mouth speaks the most probable letter or, at a temperature above 0, a random one, hears itself
 # say it, and goes on until it says EOS.
 
-def choose(logits, settings, rng):
+def choose(logits, settings, seed):
     """logits [n] -> the index of the highest; at a temperature, a random one of the top_p"""
     if not settings.temperature:
         return logits.index(max(logits))
@@ -578,17 +578,17 @@ def choose(logits, settings, rng):
     order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
     totals = itertools.accumulate(probs[i] for i in order)
     kept = order[:1 + sum(total < settings.top_p for total in totals)]
-    return rng.choices(kept, [probs[i] for i in kept])[0]
+    return random.Random(repr(seed)).choices(kept, [probs[i] for i in kept])[0]
 
 def speak(weights, settings, products, pixels):
     """pixels -> the name spoken, its probability, reconstruction error (1: rebuilds nothing)"""
     weights = numbers(weights)
-    rng = random.Random(f'{settings.seed} {pixels}')  # the same in whatever process it runs
     cache, patches, codes = look(weights, settings, pixels)
     text, probability = BOS, 1.0
     while len(text) <= LONGEST and not text.endswith(EOS):
         logits = next_logits(weights, settings, text, cache)
-        chosen = choose(logits, settings, rng)
+        # The image is part of the seed, so it does not matter which process speaks about it.
+        chosen = choose(logits, settings, (settings.seed, text, pixels))
         probability *= softmax(logits)[chosen]  # as the model sees it, at temperature 1
         text += VOCABULARY[chosen]
     errors = [reconstruction_error(products, f, patch) for f, patch in zip(codes, patches)]
