@@ -149,7 +149,7 @@ def dot(a, b, start=None):
     if type(a) is list:
         return sumprod(a, b) if start is None else start + sumprod(a, b)
     if type(b) is list:
-        return Value(sumprod(a.data, b), (a, b))  # b is constant, and nobody gives a start
+        return Value(sumprod(a.data, b), (a, b))  # b is constant; here, start is never given
     if start is None:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     return Value(start.data + sumprod(a.data, b.data), (a, b.data), (b, a.data), ((start,), (1.0,)))
@@ -419,7 +419,7 @@ BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that s
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 
 def add_gradient(weights, settings, stage, products, pixels, label):
-    """Add one image's gradient to the weights' -> its two losses, latents of its patches"""
+    """Add one image's part of the batch's mean gradient to the weights' -> its losses, latents"""
     cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
     if stage.image:
         cache, patches, codes = look(weights, settings, pixels)
@@ -429,7 +429,7 @@ def add_gradient(weights, settings, stage, products, pixels, label):
     errors = [reconstruction_error(products, f, patch)
               for f, patch in zip(codes, patches) if products] or [Value(0.0)]
     letters, error = sum(losses) / len(losses), sum(errors) / len(errors)
-    ((letters + settings.reconstruction * error) / settings.batch).backward()  # a part of the mean
+    ((letters + settings.reconstruction * error) / settings.batch).backward()
     return letters.data, error.data, [f.data for f in codes if products]
 
 def gradient(weights, settings, common, share):
@@ -484,6 +484,7 @@ def learn(weights, settings, examples, team=None):
     team = team or Team(weights, settings, jobs=1)
     data = flat(weights)
     for stage, steps in plan(settings):
+        # For each number: may it learn? A name that does not begin with eye is the mouth's.
         learns = [('eye' if name.startswith('eye') else 'mouth') in stage.learns
                   for name, matrix in weights.items() for row in matrix for _ in row]
         m = v = [0.0] * len(data)  # Adam starts anew

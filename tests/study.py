@@ -2,7 +2,7 @@
 
 Runs vlm.py once for each row and seed, one process per processor, and appends every result to
 tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
-VLM_MNIST=folder pypy3 tests/study.py. Then it writes tests/study.md and two charts beside it.
+VLM_MNIST=folder pypy3 tests/study.py. Then it writes tests/study.md and a chart beside it.
 """
 import concurrent.futures, json, math, os, platform, re, statistics, subprocess, sys, time
 from pathlib import Path
@@ -132,7 +132,7 @@ def chart(path, label, curves):
     path.write_text('\n'.join([*parts, '</svg>', '']), encoding='utf-8')
 
 def main():
-    """Run what is missing, write the table and the charts."""
+    """Run what is missing, write the table and the chart."""
     results = {}
     for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
         result = json.loads(line)
