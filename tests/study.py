@@ -2,18 +2,29 @@
 
 Runs vlm.py once for each row and seed, one process per processor, and appends every result to
 tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
-VLM_MNIST=folder pypy3 tests/study.py. Then it writes tests/study.md and a chart beside it.
+VLM_MNIST=folder pypy3 tests/study.py. It writes tests/study.md and two charts beside it.
+With --curves it runs only the rows of accuracy against images seen, on this interpreter even if
+another has run them, and in PyTorch where it is installed: for the chart of accuracy against time.
 """
-import concurrent.futures, json, math, os, platform, re, statistics, subprocess, sys, time
+import concurrent.futures, itertools, json, math, os, platform, re, statistics, subprocess, sys
+import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
+PYTHON = f'{platform.python_implementation()} {platform.python_version()}'
 RESULTS = TESTS / 'study.jsonl'
 sys.path.insert(0, str(TESTS.parent))
 import vlm
+try:
+    import torch
+    from tests import torch_model
+except ImportError:
+    torch = None
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 PRICE = 0.04  # dollars per processor-hour, about what a cloud asks for one virtual processor
+# What the relatives need in seconds, and reach in % of the 10,000 test images: as in the README
+PUREVLM = {'purevlm v1': [(4260, 78.1)], 'purevlm v2': [(140, 91.2)]}
 LONG = 60_000  # images; a run that sees more is done with three seeds instead of five
 REPORT = re.compile(r'([\d,]+) parameters.*error: ([\d.]+) .*?(\d+)/10000 = ', re.S)
 
@@ -22,37 +33,41 @@ def images(size, *counts):
     return [(f'{count:,} images', f'--size {size} --steps {count // 32}') for count in counts]
 
 CURVE = 1_000, 3_000, 10_000, 30_000, 60_000, 180_000
+BILINEAR = '--degree2 4 --degree3 0'
+LINEAR = '--degree1 8 --degree2 0 --degree3 0'
+PATCHES = '--patches 2 --degree2 1 --degree3 0'
+LINEAR_PATCHES = '--patches 2 --degree1 2 --degree2 0 --degree3 0'
 V1 = '--width 16 --heads 4 --mlp 4 --degree2 8 --degree3 0 --batch 1 --steps 3000 --lr 0.003'
 V2 = ('--size 14 --width 32 --heads 4 --mlp 4 --degree2 8 --degree3 8 --degree4 12 --batch 1 '
       '--steps 7000 --lr 0.003')
 GROUPS = {  # title -> rows: what it is, options
     'Attention': [
         ('tensor', ''), ('dot', '--attention dot'),
-        ('tensor, size 14', '--size 14'), ('dot, size 14', '--size 14 --attention dot')],
+        ('tensor, size 14', '--size 14'), ('dot, size 14', '--size 14 --attention dot'),
+        ('tensor, linear tokens', LINEAR), ('dot, linear tokens', f'{LINEAR} --attention dot')],
     'Degrees, at equal parameters': [
-        ('four tokens of degree 2', '--degree2 4 --degree3 0'),
-        ('2 and 3', ''),
-        ('2, 3 and 4', '--degree2 2 --degree3 1 --degree4 2')],
+        ('2', BILINEAR), ('2 and 3', ''), ('2, 3 and 4', '--degree2 2 --degree3 1 --degree4 2')],
     'Tokenizer, at equal parameters': [
-        ('bilinear, whole image', '--degree2 4 --degree3 0'),
-        ('linear, whole image', '--degree1 8 --degree2 0 --degree3 0'),
-        ('bilinear, 2x2 patches', '--patches 2 --degree2 1 --degree3 0'),
-        ('linear, 2x2 patches', '--patches 2 --degree1 2 --degree2 0 --degree3 0'),
-        ('bilinear, 2x2 patches, 2 layers', '--patches 2 --degree2 1 --degree3 0 --layers 2'),
-        ('linear, 2x2 patches, 2 layers',
-         '--patches 2 --degree1 2 --degree2 0 --degree3 0 --layers 2')],
+        ('bilinear, whole image', BILINEAR), ('linear, whole image', LINEAR),
+        ('bilinear, 2x2 patches', PATCHES), ('linear, 2x2 patches', LINEAR_PATCHES),
+        ('bilinear, 2x2 patches, 2 layers', f'{PATCHES} --layers 2'),
+        ('linear, 2x2 patches, 2 layers', f'{LINEAR_PATCHES} --layers 2')],
     'Weight of the reconstruction': [
         (weight, f'--reconstruction {weight}') for weight in ('0', '0.01', '0.1', '1')],
-    'Stages': [
-        ('joint', ''),
-        ('eye, then joint', '--stages eye,joint'),
-        ('eye, then frozen', '--stages eye,frozen-eye'),
-        ('mouth, then joint', '--stages mouth:100,joint'),
-        ('mouth, then frozen', '--stages mouth:100,frozen-mouth'),
-        ('joint, as many steps as both', '--steps 1000')],
+    'Stages, with tokens of degree 2': [
+        ('joint', BILINEAR),
+        ('joint, as many steps as with the eye first', f'{BILINEAR} --steps 1000'),
+        ('eye, then joint', f'{BILINEAR} --stages eye,joint'),
+        ('eye, then frozen', f'{BILINEAR} --stages eye,frozen-eye'),
+        ('mouth, then joint', f'{BILINEAR} --stages mouth:100,joint'),
+        ('mouth, then frozen', f'{BILINEAR} --stages mouth:100,frozen-mouth'),
+        ('2,048 names: joint', f'{BILINEAR} --steps 64'),
+        ('2,048 names: eye, then joint', f'{BILINEAR} --stages eye:500,joint:64'),
+        ('2,048 names: eye, then frozen', f'{BILINEAR} --stages eye:500,frozen-eye:64')],
     'Minibatch, at equal images': [
-        (f'{batch} images, lr {lr}', f'--batch {batch} --steps {16_000 // batch} --lr {lr}')
-        for batch, lr in ((1, 0.002), (4, 0.004), (16, 0.008), (32, 0.014))],
+        ('1 image, lr 0.002', '--batch 1 --steps 16000 --lr 0.002'),
+        ('4 images, lr 0.004', '--batch 4 --steps 4000 --lr 0.004'),
+        ('16 images, lr 0.01', '--batch 16 --steps 1000 --lr 0.01'), ('32 images, lr 0.014', '')],
     'Dimensions of purevlm, at its number of images': [('v1', V1), ('v2', V2)],
     'Images seen, size 8': images(8, *CURVE),
     'Images seen, size 14': images(14, *CURVE),
@@ -63,45 +78,87 @@ def seen(options):
     settings, _ = vlm.parse(options.split())
     return settings.batch * sum(steps for stage, steps in vlm.plan(settings) if stage.image)
 
-def run(options, seed):
-    """One run of vlm.py -> its result, also appended to the file"""
-    start = time.monotonic()
+def run_vlm(options, seed):
+    """One run of vlm.py, as a process of its own"""
     argv = [sys.executable, vlm.__file__, '--jobs', '1', '--seed', str(seed), *options.split()]
     if 'VLM_MNIST' in os.environ:
         argv += ['--data', os.environ['VLM_MNIST']]
+    # PyPy collects garbage less often in a nursery that holds an image's graph: 1.5 times as fast.
+    env = {'PYPY_GC_NURSERY': '16m', **os.environ, 'PYTHONIOENCODING': 'utf-8'}
     out = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
-                         encoding='utf-8', env={**os.environ, 'PYTHONIOENCODING': 'utf-8'}).stdout
+                         encoding='utf-8', env=env).stdout
     parameters, error, right = REPORT.search(out).groups()
-    result = dict(options=options, seed=seed, parameters=int(parameters.replace(',', '')),
-                  error=float(error), accuracy=int(right) / 100,
+    return dict(parameters=int(parameters.replace(',', '')), error=float(error),
+                accuracy=int(right) / 100)
+
+def run_torch(options, seed):
+    """The same run in PyTorch on one thread: same first weights, same images in the same order"""
+    torch.set_num_threads(1)
+    settings, _ = vlm.parse([*options.split(), '--seed', str(seed)])
+    training, test = [(torch_model.downscale([pixels for pixels, _ in digits], settings.size),
+                       torch.tensor([label for _, label in digits]))
+                      for digits in vlm.load_digits(os.environ.get('VLM_MNIST'), settings.size)]
+    weights = torch_model.parameters(vlm.first_weights(settings), torch.float32)
+    adam = torch.optim.AdamW(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2),
+                             vlm.ADAM_EPSILON, settings.decay, fused=True)
+    order = vlm.shuffled(list(range(len(training[0]))), seed)
+    for step in range(settings.steps):
+        chosen = list(itertools.islice(order, settings.batch))
+        adam.param_groups[0]['lr'] = settings.lr * (1 - step / settings.steps)
+        adam.zero_grad()
+        torch_model.loss(weights, settings, *[part[chosen] for part in training]).backward()
+        adam.step()
+    return dict(accuracy=100 * torch_model.accuracy(weights, settings, *test))
+
+def run(engine, options, seed):
+    """One run, its result appended to the file"""
+    start = time.monotonic()
+    found = (run_torch if engine == 'PyTorch' else run_vlm)(options, seed)
+    result = dict(engine=engine, options=options, seed=seed, **found,
                   seconds=round(time.monotonic() - start, 1))
     with RESULTS.open('a') as file:
         file.write(json.dumps(result) + '\n')
     print(result, flush=True)
+
+def read():
+    """The results so far: {(engine, options): [result]}"""
+    results = {}
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
+        result = json.loads(line)
+        results.setdefault((result['engine'], result['options']), []).append(result)
+    return results
 
 def spread(values, digits):
     """Mean and standard deviation of values, as text"""
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return f'{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}'
 
+def best(results, options):
+    """Results for these options from the interpreter with the most of them"""
+    return max((rs for (engine, o), rs in results.items() if o == options and engine != 'PyTorch'),
+               key=len, default=[])
+
 def table(results):
-    """results {options: [result]} -> the study as Markdown"""
-    lines, hours = [], sum(r['seconds'] for rs in results.values() for r in rs) / 3600
+    """results {(engine, options): [result]} -> the study as Markdown"""
+    lines = []
     for title, rows in GROUPS.items():
         lines += ['', f'| {title} | parameters | images | test accuracy, % | reconstruction error '
-                  '| s per run | seeds | options |', '|---|--:|--:|--:|--:|--:|--:|---|']
+                  '| seeds | seconds a run | processor-hours | cents | options |',
+                  '|---|--:|--:|--:|--:|--:|--:|--:|--:|---|']
         for name, options in rows:
-            rs = results.get(options, [])
+            rs = best(results, options)
             if rs:
+                seconds = statistics.median(r['seconds'] for r in rs)
                 lines.append(f'| {name} | {rs[0]["parameters"]:,} | {seen(options):,} | '
                              f'{spread([r["accuracy"] for r in rs], 2)} | '
-                             f'{spread([r["error"] for r in rs], 3)} | '
-                             f'{statistics.median(r["seconds"] for r in rs):.0f} | {len(rs)} | '
+                             f'{spread([r["error"] for r in rs], 3)} | {len(rs)} | {seconds:.0f} | '
+                             f'{seconds / 3600:.3f} | {100 * PRICE * seconds / 3600:.3f} | '
                              f'`{options or "(none)"}` |')
-    python = f'{platform.python_implementation()} {platform.python_version()}'
-    cost = (f'{python}, one process per run: {hours:.1f} processor-hours, {hours * PRICE:.2f} '
-            f'dollars at {PRICE} dollars per processor-hour.')
-    return '\n'.join([cost, *lines, ''])
+    costs = []
+    for engine in dict.fromkeys(engine for engine, _ in results):
+        hours = sum(r['seconds'] for (e, _), rs in results.items() if e == engine for r in rs) / 3600
+        costs.append(f'{engine}: {hours:.1f} processor-hours, {hours * PRICE:.2f} dollars')
+    return '\n'.join([f'{"; ".join(costs)}, at {PRICE} dollars per processor-hour.', *lines, ''])
 
 def chart(path, label, curves):
     """Draw accuracy against a logarithmic axis; curves {name: [(x, accuracy)]}, as SVG."""
@@ -131,27 +188,40 @@ def chart(path, label, curves):
         parts.append(f'<text x="635" y="{40 + 22 * number}" fill="{color}">{name}</text>')
     path.write_text('\n'.join([*parts, '</svg>', '']), encoding='utf-8')
 
-def main():
-    """Run what is missing, write the table and the chart."""
-    results = {}
-    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else ():
-        result = json.loads(line)
-        results.setdefault(result['options'], []).append(result)
-    wanted = dict.fromkeys(options for rows in GROUPS.values() for _, options in rows)
-    todo = [(options, seed) for seed in range(1, 6) for options in wanted
-            if seed <= (3 if seen(options) > LONG else 5)
-            and seed not in [r['seed'] for r in results.get(options, [])]]
-    with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
-        for future in [pool.submit(run, *task) for task in todo]:
-            future.result()
-    if todo:
-        return main()
+def write(results):
+    """Write the table and the two charts."""
     (TESTS / 'study.md').write_text(table(results), encoding='utf-8')
-    mean = {options: statistics.mean(r['accuracy'] for r in rs) for options, rs in results.items()}
-    curves = {f'vlm.py, size {size}': [(seen(options), mean[options])
-                                       for _, options in GROUPS[f'Images seen, size {size}']]
-              for size in (8, 14)}
-    chart(TESTS / 'accuracy_images.svg', 'images seen', curves)
+    by_images, by_seconds = {}, {}
+    for size in (8, 14):
+        for _, options in GROUPS[f'Images seen, size {size}']:
+            for (engine, o), rs in results.items():
+                if o == options:
+                    accuracy = statistics.mean(r['accuracy'] for r in rs)
+                    seconds = statistics.median(r['seconds'] for r in rs)
+                    name = f'{size}x{size}, {engine.partition(" ")[0]}'
+                    by_seconds.setdefault(name, []).append((seconds, accuracy))
+                    if rs is best(results, options):
+                        by_images.setdefault(f'{size}x{size}', []).append((seen(options), accuracy))
+    if by_images:
+        chart(TESTS / 'accuracy_images.svg', 'training images seen', by_images)
+        chart(TESTS / 'accuracy_seconds.svg', 'seconds of the whole run', {**by_seconds, **PUREVLM})
+
+def main():
+    """Run what is missing; write what is there."""
+    results, curves = read(), '--curves' in sys.argv[1:]
+    engines = [PYTHON] + ['PyTorch'] * (curves and torch is not None)
+    rows = [row for title, rows in GROUPS.items() for row in rows
+            if not curves or title.startswith('Images seen')]
+    todo = [(engine, options, seed) for seed in range(1, 6) for engine in engines
+            for options in dict.fromkeys(options for _, options in rows)
+            if seed <= (3 if seen(options) > LONG or curves else 5)
+            and seed not in [r['seed'] for r in (results.get((engine, options), []) if curves
+                                                 else best(results, options))]]
+    with concurrent.futures.ProcessPoolExecutor(CORES) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(run, *task) for task in todo]):
+            future.result()
+            write(read())
+    write(read())
 
 if __name__ == '__main__':
     main()

@@ -20,12 +20,14 @@ class Study(unittest.TestCase):
 
     def test_table(self):
         """Mean and standard deviation over the seeds; rows without results are left out"""
-        results = {'': [dict(parameters=10_416, accuracy=accuracy, error=0.5, seconds=36.0)
-                        for accuracy in (93.0, 94.0, 95.0)]}
+        results = {('PyPy', ''): [
+            dict(parameters=10_416, accuracy=accuracy, error=0.5, seconds=36.0)
+            for accuracy in (93.0, 94.0, 95.0)],
+            ('PyTorch', '--attention dot'): [dict(accuracy=94.0, seconds=3600.0)]}
         table = study.table(results)
-        row = '| tensor | 10,416 | 16,000 | 94.00 ± 1.00 | 0.500 ± 0.000 | 36 | 3 |'
+        row = '| tensor | 10,416 | 16,000 | 94.00 ± 1.00 | 0.500 ± 0.000 | 3 | 36 | 0.010 | 0.040 |'
         self.assertIn(row, table)
-        self.assertIn('0.0 processor-hours, 0.00 dollars', table)
+        self.assertIn('PyPy: 0.0 processor-hours, 0.00 dollars; PyTorch: 1.0 processor', table)
         self.assertNotIn('| dot |', table)
 
     def test_chart(self):

@@ -9,6 +9,7 @@ try:
 except ImportError:
     torch = None
 else:
+    from tests import torch_model
     from tests.benchmark import torch_gradient
 
 DIGITS = vlm.read_digits(vlm.Path(vlm.__file__).resolve().parent / 'data', 'optdigits-train', 8)
@@ -54,6 +55,30 @@ class Torch(unittest.TestCase):
         for size in 8, 14:
             for attention in 'tensor', 'dot':
                 self.check(size, attention=attention)
+
+    def test_speaks(self):
+        """The study's accuracy in PyTorch: as many names right as vlm.py speaks, after learning"""
+        settings = choose(batch=16, lr=0.014, steps=40)
+        weights = vlm.first_weights(settings)
+        for _ in vlm.learn(weights, settings, iter(DIGITS)):
+            pass
+        rest = DIGITS[-100:]
+        products = vlm.gram(*[vlm.numbers(weights)[f'eye.degree2.{i}'] for i in range(2)])
+        right = sum(vlm.speak(weights, settings, products, pixels)[0] == vlm.NAMES[label]
+                    for pixels, label in rest)
+        self.assertGreater(right, 20)  # of 100: it has learned
+        accuracy = torch_model.accuracy(
+            torch_model.parameters(weights, torch.float32), settings,
+            torch_model.downscale([pixels for pixels, _ in rest], 8),
+            torch.tensor([label for _, label in rest]))
+        self.assertAlmostEqual(accuracy, right / len(rest))
+
+    def test_downscale(self):
+        """Bins that own parts of pixels: 28 less a border of 3, to 14"""
+        pixels = bytes(range(256)) * 3 + bytes(16)
+        expected = vlm.rmsnorm(vlm.downscale(pixels, 14))
+        for a, b in zip(torch_model.downscale([pixels], 14)[0].tolist(), expected):
+            self.assertAlmostEqual(a, b, delta=1e-5)
 
 
 if __name__ == '__main__':

@@ -57,10 +57,11 @@ def reconstruction_error(left, right, f, x):
     return error.mean() / x.shape[2] ** 2
 
 
-def loss(weights, settings, x, labels):
-    """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
+def forward(weights, settings, x, labels):
+    """images x [batch][n], digits [batch] -> logits [batch][letters][vocabulary], their target
+    letters [batch][letters], latents of degree 2 and patches [batch][patches][k or n]"""
     contrast = cut(rmsnorm(x - x.mean(1, keepdim=True)), settings.patches)
-    x, tokens = cut(x, settings.patches), []
+    x, two, tokens = cut(x, settings.patches), None, []
     if settings.degree1:
         tokens.append(latents(weights, 1, [x]))
     if settings.degree2:
@@ -82,10 +83,35 @@ def loss(weights, settings, x, labels):
                              for w in (query, key, value)]
         h = h + F.linear(attention(query, key, value, 1 + (settings.attention == 'tensor')), output)
         h = h + F.linear(F.linear(rmsnorm(h), up).relu(), down)
-    logits = F.linear(rmsnorm(h[:, tokens.shape[1]:]), weights['head'])
-    entropy = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction='none')
-    letters = (entropy * SHARE[labels, :longest].to(x.dtype)).sum(1).mean()
+    return F.linear(rmsnorm(h[:, tokens.shape[1]:]), weights['head']), text[:, 1:], two, x
+
+
+def loss(weights, settings, x, labels):
+    """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
+    logits, targets, two, x = forward(weights, settings, x, labels)
+    entropy = F.cross_entropy(logits.transpose(1, 2), targets, reduction='none')
+    letters = (entropy * SHARE[labels, :targets.shape[1]].to(x.dtype)).sum(1).mean()
     if not settings.reconstruction:
         return letters
     left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
     return letters + settings.reconstruction * reconstruction_error(left, right, two, x)
+
+
+def accuracy(weights, settings, x, labels):
+    """images x [batch][n], digits [batch] -> share whose name greedy decoding would speak: that
+    is, whose every letter is the most probable one after the right letters before it"""
+    with torch.no_grad():
+        logits, targets, _, _ = forward(weights, settings, x, labels)
+    right = (logits.argmax(2) == targets) | (SHARE[labels, :targets.shape[1]] == 0)
+    return right.all(1).double().mean().item()
+
+
+def downscale(pixels, size):
+    """[(pixels as bytes)] -> images as vlm's eye sees them [batch][size * size]"""
+    x = torch.frombuffer(bytearray(b''.join(pixels)), dtype=torch.uint8).float()
+    side = math.isqrt(len(pixels[0]))
+    lines = torch.zeros(size, side)  # what each pixel of a line contributes to each bin
+    for line, (start, parts) in zip(lines, vlm.bins(side, size)):
+        line[start:start + len(parts)] = torch.tensor(parts)
+    x = x.unflatten(0, (-1, side, side))
+    return rmsnorm((lines @ x @ lines.T).flatten(1))
