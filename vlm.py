@@ -322,29 +322,26 @@ def hadamard(a, b):
     """matrices a, b [m][n] -> their products, element by element [m][n]"""
     return [list(map(mul, *rows)) for rows in zip(a, b)]
 
-def gram(left, right):
-    """l, r [k][n] -> the inner products (l_i.l_j)(r_i.r_j) of all pairs of l_i r_i^T [k][k]"""
-    return hadamard(pairs(left), pairs(right))
-
-def reconstruction_error(products, f, x):
-    """gram (products) [k][k], f [k], patch x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
-    # A matrix dot a matrix is the sum of the products of their elements. With a the rebuilt matrix
-    # and b = x x^T, the square is a.a - 2 a.b + b.b. The paper's kernel trick: by the definitions
-    # of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and b.b = (x.x)^2, so
-    # no term needs the n^2 numbers. The derivative with respect to f follows.
+def reconstruction_error(gram, f, x):
+    """gram [k][k], f [k], patch x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
+    # A matrix dot a matrix is the sum of the products of their elements; l_i r_i^T dot l_j r_j^T is
+    # (l_i.l_j)(r_i.r_j): all these are the gram, hadamard(pairs(l), pairs(r)). With a the rebuilt
+    # matrix and b = x x^T, the square is a.a - 2 a.b + b.b. The paper's kernel trick: by the
+    # definitions of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and
+    # b.b = (x.x)^2, so no term needs the n^2 numbers. The derivative with respect to f follows.
     data = floats(f)
-    pull = [a - 2 * b for a, b in zip(linear(products, data), data)]
+    pull = [a - 2 * b for a, b in zip(linear(gram, data), data)]
     error = (dot(data, pull) + dot(x, x) ** 2) / len(x) ** 2
     return error if type(f) is list else Value(error, (f, [2 * d / len(x) ** 2 for d in pull]))
 
-def gram_gradient(codes, rows, others):
-    """latents f [patches][k], l, r [k][n] -> sum over patches of d f.(gram f) / dl [k][n]"""
-    # The error depends on l twice: through f, which autograd follows, and through gram, which it
-    # takes as constant. This is the second part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r,
+def gram_gradient(moments, rows, others):
+    """sums of f_i f_j over patches [k][k], l [k][n], pairs(r) [k][k] -> the sum over the same
+    patches of d f.(gram f) / dl [k][n]"""
+    # The error depends on l twice: through f, which autograd follows, and through the gram, which
+    # it takes as constant. This is the second part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r,
     # exchange l and r.
-    of_latent, of_pixel = [list(map(list, zip(*matrix))) for matrix in (codes, rows)]  # transposed
-    return [[2 * d for d in linear(of_pixel, line)]
-            for line in hadamard(pairs(of_latent), pairs(others))]
+    of_pixel = list(map(list, zip(*rows)))  # transposed
+    return [[2 * d for d in linear(of_pixel, line)] for line in hadamard(moments, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. A position
@@ -418,7 +415,7 @@ STAGES = {  # whether it reads the names of the digits, whether it sees their im
 BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that survives a step
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 
-def add_gradient(weights, settings, stage, products, pixels, label):
+def add_gradient(weights, settings, stage, gram, pixels, label):
     """Add one image's part of the batch's mean gradient to the weights' -> its losses, latents"""
     cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
     if stage.image:
@@ -426,21 +423,21 @@ def add_gradient(weights, settings, stage, products, pixels, label):
     text = BOS + NAMES[label] + EOS if stage.letters else ''
     losses = [cross_entropy(next_logits(weights, settings, text[:i], cache),
                             VOCABULARY.index(text[i])) for i in range(1, len(text))] or [Value(0.0)]
-    errors = [reconstruction_error(products, f, patch)
-              for f, patch in zip(codes, patches) if products] or [Value(0.0)]
+    errors = [reconstruction_error(gram, f, patch)
+              for f, patch in zip(codes, patches) if gram] or [Value(0.0)]
     letters, error = sum(losses) / len(losses), sum(errors) / len(errors)
     ((letters + settings.reconstruction * error) / settings.batch).backward()
-    return letters.data, error.data, [f.data for f in codes if products]
+    return letters.data, error.data, [f.data for f in codes if gram]
 
 def gradient(weights, settings, common, share):
     """share [(pixels, digit)] -> gradient [weights]; for each image its two losses, its latents"""
     values = [value for matrix in weights.values() for row in matrix for value in row]
-    results, (stage, products) = [], common
+    results, (stage, gram) = [], common
     for value in values:
         value.grad = 0.0
     gc.disable()  # a graph has no cycles, so reference counts free it: no need to search for them
     for pixels, label in share:
-        results.append(add_gradient(weights, settings, stage, products, pixels, label))
+        results.append(add_gradient(weights, settings, stage, gram, pixels, label))
         Value.tape.clear()  # gives back the memory of this image's graph
     gc.enable()
     return array('d', [value.grad for value in values]), results
@@ -457,19 +454,20 @@ def adam(data, grad, m, v, step, lr, decay):
 def batch_gradient(weights, settings, team, stage, batch):
     """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
     wanted = settings.reconstruction and stage.image
-    left, right = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
-                   for factor in range(2)]
+    sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
+             for factor in range(2)]
+    products = list(map(pairs, sides))  # they depend on the weights alone: once per batch
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
     # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
-    # The gram depends on the weights alone, so it is made once per batch.
-    grads, results = zip(*team.map(gradient, (stage, gram(left, right)), shares))
+    grads, results = zip(*team.map(gradient, (stage, hadamard(*products)), shares))
     grad = reduce(add, grads)  # in the order of the shares, whoever computed them
     letters, errors, codes = zip(*itertools.chain(*results))
-    codes, pixels = list(itertools.chain(*codes)), (settings.size // settings.patches) ** 2
     # The gradient by way of the gram, a constant until here, for all images at once; `scale` is the
     # factor of ||...||^2 in the loss. Its rows are the first: eye.degree2.0, then eye.degree2.1.
+    pixels = (settings.size // settings.patches) ** 2
     scale = settings.reconstruction / pixels ** 2 / settings.patches ** 2 / settings.batch
-    slopes = gram_gradient(codes, left, right) + gram_gradient(codes, right, left)
+    moments = pairs(list(map(list, zip(*itertools.chain(*codes)))))
+    slopes = [row for i in range(2) for row in gram_gradient(moments, sides[i], products[1 - i])]
     for i, slope in enumerate(itertools.chain(*slopes)):
         grad[i] += scale * slope
     return grad, (sum(letters) / settings.batch, sum(errors) / settings.batch)
@@ -581,7 +579,7 @@ def choose(logits, settings, seed):
     kept = order[:1 + sum(total < settings.top_p for total in totals)]
     return random.Random(repr(seed)).choices(kept, [probs[i] for i in kept])[0]
 
-def speak(weights, settings, products, pixels):
+def speak(weights, settings, gram, pixels):
     """pixels -> the name spoken, its probability, reconstruction error (1: rebuilds nothing)"""
     weights = numbers(weights)
     cache, patches, codes = look(weights, settings, pixels)
@@ -592,7 +590,7 @@ def speak(weights, settings, products, pixels):
         chosen = choose(logits, settings, (settings.seed, text, pixels))
         probability *= softmax(logits)[chosen]  # as the model sees it, at temperature 1
         text += VOCABULARY[chosen]
-    errors = [reconstruction_error(products, f, patch) for f, patch in zip(codes, patches)]
+    errors = [reconstruction_error(gram, f, patch) for f, patch in zip(codes, patches)]
     nothing = [(dot(patch, patch) / len(patch)) ** 2 for patch in patches]  # the errors if f were 0
     return text[1:].rstrip(EOS), probability, sum(errors) / (sum(nothing) or 1.0)
 
@@ -849,11 +847,11 @@ def report(weights, settings, digits):
     except UnicodeEncodeError:
         marks = 'x+'
     digits, right, errors = digits[:settings.test], 0, []
-    products = gram(*[numbers(weights)[f'eye.degree2.{factor}'] for factor in range(2)])
+    gram = hadamard(*[pairs(numbers(weights)[f'eye.degree2.{factor}']) for factor in range(2)])
     with Team(weights, settings, settings.jobs) as team:
         for start in range(0, len(digits), 100 * settings.jobs):
             part = digits[start:start + 100 * settings.jobs]
-            spoken = team.map(speak, products, [pixels for pixels, _ in part])
+            spoken = team.map(speak, gram, [pixels for pixels, _ in part])
             for (_, label), (text, probability, error) in zip(part, spoken):
                 if len(errors) < 20:
                     mark = marks[text == NAMES[label]]

@@ -75,7 +75,7 @@ def vlm_speaks(settings):
     """vlm.py naming one image after another"""
     values = random_weights(settings)
     weights = vlm.numbers(values)
-    gram = vlm.gram(*[weights[f'eye.degree2.{factor}'] for factor in range(2)])
+    gram = vlm.hadamard(*[vlm.pairs(weights[f'eye.degree2.{i}']) for i in range(2)])
     def run(examples, seconds):
         names = (vlm.speak(values, settings, gram, x) for x, _ in itertools.cycle(examples))
         return per_image(lambda: next(names), 1, seconds)

@@ -156,7 +156,8 @@ def table(results):
                              f'`{options or "(none)"}` |')
     costs = []
     for engine in dict.fromkeys(engine for engine, _ in results):
-        hours = sum(r['seconds'] for (e, _), rs in results.items() if e == engine for r in rs) / 3600
+        hours = sum(r['seconds'] for (other, _), rs in results.items() for r in rs
+                    if other == engine) / 3600
         costs.append(f'{engine}: {hours:.1f} processor-hours, {hours * PRICE:.2f} dollars')
     return '\n'.join([f'{"; ".join(costs)}, at {PRICE} dollars per processor-hour.', *lines, ''])
 

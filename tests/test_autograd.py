@@ -177,12 +177,14 @@ class Layers(Case):
     def test_gram(self):
         """Its elements and, over two images, its part of the gradient"""
         left, right, codes = rows(gauss(15, 3), 5), rows(gauss(15, 4), 5), rows(gauss(6, 5), 3)
-        self.assertNear(sum(vlm.gram(left, right), []), sum(tools.gram(left, right), []))
+        products = vlm.pairs(left), vlm.pairs(right)
+        self.assertNear(sum(vlm.hadamard(*products), []), sum(tools.gram(left, right), []))
 
         def total(left):
             gram = tools.gram(rows(left, 5), right)
             return sum(vlm.dot(f, tools.product(gram, f)) for f in codes)
-        gradient = vlm.gram_gradient(codes, left, right)
+        moments = vlm.pairs(list(map(list, zip(*codes))))
+        gradient = vlm.gram_gradient(moments, left, products[1])
         self.assertNear(sum(gradient, []), slopes(total, sum(left, [])), 1e-7)
 
 

@@ -63,8 +63,9 @@ class Torch(unittest.TestCase):
         for _ in vlm.learn(weights, settings, iter(DIGITS)):
             pass
         rest = DIGITS[-100:]
-        products = vlm.gram(*[vlm.numbers(weights)[f'eye.degree2.{i}'] for i in range(2)])
-        right = sum(vlm.speak(weights, settings, products, pixels)[0] == vlm.NAMES[label]
+        data = vlm.numbers(weights)
+        gram = vlm.hadamard(*[vlm.pairs(data[f'eye.degree2.{i}']) for i in range(2)])
+        right = sum(vlm.speak(weights, settings, gram, pixels)[0] == vlm.NAMES[label]
                     for pixels, label in rest)
         self.assertGreater(right, 20)  # of 100: it has learned
         accuracy = torch_model.accuracy(
