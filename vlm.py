@@ -29,7 +29,8 @@ from pathlib import Path
 # The defaults were chosen by accuracy per second on the 5,000 images kept for validation. The code
 # below finds them as settings.width and so on, beside settings.size (8 or 14 pixels per side),
 # settings.attention ('tensor' or 'dot') and settings.stages. A latent, a number that the eye finds
-# in the image, has degree d if it is a product of d weighted sums of pixels.
+# in the image, has degree d if it is a product of d weighted sums of pixels (4: see the eye); a
+# vision token is `width` latents.
 
 SETTINGS = {
     # name            8x8    14x14  least  what it is
@@ -46,10 +47,10 @@ SETTINGS = {
     'batch':          (32,    32,    1,     'images in a minibatch'),
     'lr':             (0.014, 0.012, 1e-9,  'learning rate; it falls linearly to zero'),
     'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part a weight loses'),
-    'reconstruction': (0.15,  0.03,  0.0,   'factor of its error in the loss; cross-entropy: 1'),
+    'reconstruction': (0.15,  0.03,  0.0,   'factor of the reconstruction error in the loss'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
     'temperature':    (0.0,   0.0,   0.0,   'of spoken letters; 0 speaks the most probable one'),
-    'top_p':          (1.0,   1.0,   1e-9,  'speak only of the letters that have this probability'),
+    'top_p':          (1.0,   1.0,   1e-9,  'speak the likeliest letters, together this probable'),
 }
 SHARE = 4  # images in a share of a minibatch: what a process works on at a time
 
@@ -64,7 +65,8 @@ LONGEST = max(map(len, NAMES)) + 1  # the most letters the mouth may speak, EOS 
 # loss, the error to be made small, with respect to every number it depends on. Parents come in
 # lists, so the dot product of two vectors, the sum of all a_i b_i, is one Value: its parents are
 # the two vectors, and its derivatives with respect to the one are the numbers of the other. Most of
-# this file's speed comes from that.
+# this file's speed comes from that. The operators suffice for any formula; the layers below bring
+# derivatives of their own.
 
 class Value:
     """One scalar that can be differentiated."""
@@ -187,7 +189,7 @@ def split(x, n):
     return [vector(x[i:i + n]) for i in range(0, len(x), n)]
 
 def softmax(logits, temperature=1.0):
-    """logits [n] -> probabilities [n];   dp_i / dlogit_j = p_i ((i == j) - p_j) / temperature"""
+    """logits, scores [n] -> probabilities [n], proportional to e^(logit / temperature)"""
     data = floats(logits)
     highest = max(data)  # subtracting it changes no ratio and keeps exp from overflowing
     exps = [math.exp((z - highest) / temperature) for z in data]
@@ -195,9 +197,9 @@ def softmax(logits, temperature=1.0):
     probs = [e / total for e in exps]
     if type(logits) is list:
         return probs
-    rows = [[-p * q / temperature for q in probs] for p in probs]
+    rows = [[-p * q / temperature for q in probs] for p in probs]  # dp_i / dlogit_j
     for i, p in enumerate(probs):
-        rows[i][i] += p / temperature
+        rows[i][i] += p / temperature  # where i = j
     return vector([Value(p, (logits, row)) for p, row in zip(probs, rows)])
 
 def cross_entropy(logits, target):
@@ -213,7 +215,7 @@ def cross_entropy(logits, target):
 PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
 
 def matrix_shapes(settings):
-    """The model's matrices: name -> (rows, columns)"""
+    """The model's matrices: name -> (rows, columns); eye.degree2 first, for batch_gradient"""
     width, hidden = settings.width, settings.mlp * settings.width
     one, two, three, four = [width * getattr(settings, f'degree{n}') for n in range(1, 5)]
     pixels = (settings.size // settings.patches) ** 2  # of a patch
@@ -230,7 +232,7 @@ def matrix_shapes(settings):
     return shapes
 
 def first_weights(settings):
-    """Random matrices that keep the size of vectors; output, down and head begin at zero"""
+    """Random matrices that keep the size of vectors; output, down, head: 0, to add nothing yet"""
     rng, weights = random.Random(settings.seed), {}
     for name, (rows, columns) in matrix_shapes(settings).items():
         spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
@@ -267,8 +269,8 @@ def assign(weights, data):
 
 @lru_cache(maxsize=None)
 def bins(side, size):
-    """`side` pixels, less a border, in `size` bins -> per bin its first pixel, and the part of the
-    bin that each pixel from there on fills"""
+    """Divide `side` pixels, less a border, into `size` bins -> for each, its first pixel and, from
+    that pixel on, the share of the bin that each pixel covers"""
     border = side // 9  # 3 of MNIST's 28 pixels, nearly always black; the bundled 8x8 have none
     width = (side - 2 * border) / size
     edges = [border + i * width for i in range(size + 1)]
@@ -279,7 +281,7 @@ def downscale(pixels, size):
     """pixels [side * side] -> [size * size]: area averages, where a bin may own part of a pixel"""
     side = math.isqrt(len(pixels))
     lines = [pixels[column::side] for column in range(side)]
-    for _ in range(2):  # shrink all columns, which leaves rows; then all rows
+    for _ in range(2):  # shrink columns, leaving rows; shrink these, leaving columns
         lines = list(zip(*[[dot(parts, line[start:start + len(parts)])
                             for start, parts in bins(side, size)] for line in lines]))
     return [v for row in zip(*lines) for v in row]
@@ -302,10 +304,10 @@ def see(weights, settings, x):
     mean, tokens, codes = sum(x) / len(x), [], []
     contrast = rmsnorm([v - mean for v in x])  # for degree 3, which learns faster without the mean
     patches = cut(x, settings.patches)
-    for patch, sharp in zip(patches, cut(contrast, settings.patches)):
+    for patch, contrasts in zip(patches, cut(contrast, settings.patches)):
         one = latents(weights, 1, [patch])
         two = latents(weights, 2, [patch, patch])
-        three = latents(weights, 3, [sharp, sharp, sharp])
+        three = latents(weights, 3, [contrasts] * 3)
         four = []
         if weights['eye.degree4.0']:  # from two normalised halves of the latents of degree 2
             four = latents(weights, 4, [rmsnorm(half) for half in split(two, len(two) // 2)])
@@ -314,9 +316,9 @@ def see(weights, settings, x):
     return tokens, patches, codes
 
 def pairs(rows):
-    """rows [k][n], floats -> the dot products of all pairs of rows [k][k], each computed once"""
-    half = [[dot(a, b) for b in rows[:i + 1]] for i, a in enumerate(rows)]
-    return [row + [later[i] for later in half[i + 1:]] for i, row in enumerate(half)]
+    """rows [k][n], floats -> all their dot products [k][k]; the upper half mirrors the lower"""
+    lower = [[dot(a, b) for b in rows[:i + 1]] for i, a in enumerate(rows)]
+    return [row + [later[i] for later in lower[i + 1:]] for i, row in enumerate(lower)]
 
 def hadamard(a, b):
     """matrices a, b [m][n] -> their products, element by element [m][n]"""
@@ -324,42 +326,42 @@ def hadamard(a, b):
 
 def reconstruction_error(gram, f, x):
     """gram [k][k], f [k], patch x [n] -> ||sum_j f_j l_j r_j^T - x x^T||^2 / n^2"""
-    # A matrix dot a matrix is the sum of the products of their elements; l_i r_i^T dot l_j r_j^T is
-    # (l_i.l_j)(r_i.r_j): all these are the gram, hadamard(pairs(l), pairs(r)). With a the rebuilt
-    # matrix and b = x x^T, the square is a.a - 2 a.b + b.b. The paper's kernel trick: by the
-    # definitions of gram and f, a.a = f.(gram f), a.b = sum_j f_j (l_j.x)(r_j.x) = f.f and
-    # b.b = (x.x)^2, so no term needs the n^2 numbers. The derivative with respect to f follows.
+    # Dot two matrices as vectors: multiply element by element, add up. l_i r_i^T dot l_j r_j^T is
+    # (l_i.l_j)(r_i.r_j), element i, j of the gram, hadamard(pairs(l), pairs(r)). With A the rebuilt
+    # matrix and B = x x^T, the square is A.A - 2 A.B + B.B. The paper's kernel trick: A.A is
+    # f.(gram f), A.B is sum_j f_j (l_j.x)(r_j.x) = f.f, B.B is (x.x)^2: none needs n^2 numbers.
+    # The derivative with respect to f, with the gram held constant, is 2 gram f - 4 f = 2 pull.
     data = floats(f)
-    pull = [a - 2 * b for a, b in zip(linear(gram, data), data)]
+    pull = [g - 2 * v for g, v in zip(linear(gram, data), data)]
     error = (dot(data, pull) + dot(x, x) ** 2) / len(x) ** 2
     return error if type(f) is list else Value(error, (f, [2 * d / len(x) ** 2 for d in pull]))
 
 def gram_gradient(moments, rows, others):
-    """sums of f_i f_j over patches [k][k], l [k][n], pairs(r) [k][k] -> the sum over the same
-    patches of d f.(gram f) / dl [k][n]"""
-    # The error depends on l twice: through f, which autograd follows, and through the gram, which
-    # it takes as constant. This is the second part: row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r,
-    # exchange l and r.
-    of_pixel = list(map(list, zip(*rows)))  # transposed
-    return [[2 * d for d in linear(of_pixel, line)] for line in hadamard(moments, others)]
+    """moments, sums of f_i f_j over patches [k][k]; rows, l [k][n]; others, pairs(r) [k][k] -> the
+    sum over these patches of d f.(gram f) / dl, with f constant [k][n]"""
+    # The error depends on l through f, which autograd follows (-2 f.f included), and through the
+    # gram, which it takes as constant. Here f enters only as f_i f_j: one call serves a batch.
+    # Row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r, exchange l and r.
+    columns = list(map(list, zip(*rows)))  # of l, one per pixel
+    return [[2 * d for d in linear(columns, line)] for line in hadamard(moments, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. A position
 # starts with a vector x: its vision token, or its letter's row of the matrix `letter`, plus its own
-# row of `position`, as attention alone cannot tell the order. Attention: a position compares its
-# query vector with the key of each position up to itself; the better they match, the more of that
-# position's value it takes. Each head does so with its own part of the vectors. The usual score of
-# a match is q.k; the tensor product cuts both in half and multiplies two matches, (q1.k1)(q2.k2),
-# the inner product of the Kronecker products of the halves. A layer adds to x what attention has
-# fetched, then what a small network, down relu(up x), makes of x. `head` turns the last x into a
-# logit, a score, per letter; softmax, into probabilities. Positions run one by one and leave keys
-# and values in a cache, in learning as in speaking.
+# row of `position`, as attention alone cannot tell the order. Attention: three matrices make of x a
+# query, a key and a value. A position compares its query with the key of each position up to
+# itself; the better they match, the more of that position's value it takes. Each head does so with
+# its own part of the vectors. The usual score of a match is q.k; the tensor product cuts both in
+# half and multiplies two matches, (q1.k1)(q2.k2). A layer adds to x what attention has fetched,
+# then what a small network, down relu(up x), makes of x. `head` turns the last x into a logit, a
+# score, per letter; softmax, into probabilities. Positions run one by one and leave keys and values
+# in a cache, in learning as in speaking.
 
 def attention(query, keys, values):
     """query [heads * pieces][n], keys [time] of these, values [time][heads][width / heads]
     -> [width]"""
     pieces = len(query) // len(values[0])  # of each head: 1 for dot, 2 for tensor attention
-    spread = len(query[0]) ** (pieces / 2)  # of a score: sqrt(n) for dot, as in Vaswani et al. 2017
+    spread = len(query[0]) ** (pieces / 2)  # of a score: sqrt(n) for dot (Vaswani et al. 2017) or n
     out = []
     for head in range(len(values[0])):
         own = slice(head * pieces, (head + 1) * pieces)
@@ -398,11 +400,12 @@ def next_logits(weights, settings, text, cache):
     return transformer(weights, settings, x, cache)
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
-# The loss of an image is the mean cross-entropy over the letters of its name and EOS, plus the
-# weighted reconstruction error. The cross-entropy of a letter is -log of the probability that the
-# mouth gave to it. A step averages the gradient over a minibatch. Adam divides the running mean of
-# the gradient by its usual size, so that each weight moves by about lr. Large models are not
-# trained in one go: a stage says what the loss counts and which weights may learn.
+# The loss of an image is the cross-entropy, -log of the probability that the mouth gave to the
+# right letter, on average over its name and EOS, plus the weighted reconstruction error. A step
+# averages the gradient, the loss's derivatives by all weights, over a minibatch and moves each
+# weight against it: Adam divides the gradient's running mean by its usual size, so each moves by
+# about lr. Large models are not trained in one go: a stage says what the loss counts and which
+# weights may learn.
 
 Stage = collections.namedtuple('Stage', 'letters image learns')
 STAGES = {  # whether it reads the names of the digits, whether it sees their images, what learns
@@ -416,7 +419,7 @@ BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that s
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 
 def add_gradient(weights, settings, stage, gram, pixels, label):
-    """Add one image's part of the batch's mean gradient to the weights' -> its losses, latents"""
+    """Add to each grad this image's part, with the gram constant -> its two losses, latents f"""
     cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
     if stage.image:
         cache, patches, codes = look(weights, settings, pixels)
@@ -430,7 +433,7 @@ def add_gradient(weights, settings, stage, gram, pixels, label):
     return letters.data, error.data, [f.data for f in codes if gram]
 
 def gradient(weights, settings, common, share):
-    """share [(pixels, digit)] -> gradient [weights]; for each image its two losses, its latents"""
+    """common (stage, gram), share [(pixels, digit)] -> gradient [weights]; losses, f per image"""
     values = [value for matrix in weights.values() for row in matrix for value in row]
     results, (stage, gram) = [], common
     for value in values:
@@ -453,20 +456,20 @@ def adam(data, grad, m, v, step, lr, decay):
 
 def batch_gradient(weights, settings, team, stage, batch):
     """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
-    wanted = settings.reconstruction and stage.image
+    wanted = settings.reconstruction and stage.image  # else sides and gram are empty: no error
     sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
-             for factor in range(2)]
+             for factor in range(2)]  # l, then r
     products = list(map(pairs, sides))  # they depend on the weights alone: once per batch
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
     # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
     grads, results = zip(*team.map(gradient, (stage, hadamard(*products)), shares))
     grad = reduce(add, grads)  # in the order of the shares, whoever computed them
     letters, errors, codes = zip(*itertools.chain(*results))
-    # The gradient by way of the gram, a constant until here, for all images at once; `scale` is the
-    # factor of ||...||^2 in the loss. Its rows are the first: eye.degree2.0, then eye.degree2.1.
-    pixels = (settings.size // settings.patches) ** 2
-    scale = settings.reconstruction / pixels ** 2 / settings.patches ** 2 / settings.batch
-    moments = pairs(list(map(list, zip(*itertools.chain(*codes)))))
+    # The gradient through the gram, which gradient() holds constant, for all images at once.
+    # `scale`: factor of ||...||^2 in the loss. grad begins with eye.degree2.0, then eye.degree2.1.
+    n = (settings.size // settings.patches) ** 2  # pixels of a patch
+    scale = settings.reconstruction / n ** 2 / settings.patches ** 2 / settings.batch
+    moments = pairs(list(map(list, zip(*itertools.chain(*codes)))))  # row j: f_j at every patch
     slopes = [row for i in range(2) for row in gram_gradient(moments, sides[i], products[1 - i])]
     for i, slope in enumerate(itertools.chain(*slopes)):
         grad[i] += scale * slope
@@ -537,7 +540,7 @@ class Team(contextlib.AbstractContextManager):
             try:
                 out[rank::count] = pipe.recv()
             except (EOFError, OSError):
-                print('a process died: the others do its work', file=sys.stderr)
+                print('a process died: this one does its work', file=sys.stderr)
                 self.dismiss(process, pipe)
                 out[rank::count] = [task(self.weights, self.settings, common, item)
                                     for item in parts[rank]]
