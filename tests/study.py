@@ -26,6 +26,7 @@ PRICE = 0.04  # dollars per processor-hour, about what a cloud asks for one virt
 # What the relatives need in seconds, and reach in % of the 10,000 test images: as in the README
 PUREVLM = {'purevlm v1': [(4260, 78.1)], 'purevlm v2': [(140, 91.2)]}
 LONG = 60_000  # images; a run that sees more is done with three seeds instead of five
+COLORS = '#0b62a4 #c23b22 #2e8540 #7a4ea3 #b8860b #555555 #d6589f #17a2b8'.split()
 REPORT = re.compile(r'([\d,]+) parameters.*error: ([\d.]+) .*?(\d+)/10000 = ', re.S)
 
 def images(size, *counts):
@@ -129,9 +130,9 @@ def read():
     return results
 
 def spread(values, digits):
-    """Mean and standard deviation of values, as text"""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f'{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}'
+    """Mean and, of more than one, standard deviation of values, as text"""
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) < 2 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
 def best(results, options):
     """Results for these options from the interpreter with the most of them"""
@@ -162,26 +163,24 @@ def table(results):
     return '\n'.join([f'{"; ".join(costs)}, at {PRICE} dollars per processor-hour.', *lines, ''])
 
 def chart(path, label, curves):
-    """Draw accuracy against a logarithmic axis; curves {name: [(x, accuracy)]}, as SVG."""
-    bottom, top = 70, 100
+    """Draw curves {name: [(x, accuracy up to 99 %)]} as SVG: x and the error on logarithmic axes."""
     xs = [x for points in curves.values() for x, _ in points]
     low, high = math.log10(min(xs)) - 0.1, math.log10(max(xs)) + 0.1
     def place(x, y):
-        return (60 + 560 * (math.log10(x) - low) / (high - low),
-                20 + 320 * (top - max(y, bottom)) / (top - bottom))
+        return 60 + 560 * (math.log10(x) - low) / (high - low), 20 + 160 * math.log10(100 - y)
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 400" font-size="13" '
              'font-family="sans-serif">', '<rect width="800" height="400" fill="white"/>']
-    for y in range(bottom, top + 1, 5):
+    for y in 0, 50, 80, 90, 95, 98, 99:
         h = place(xs[0], y)[1]
         parts.append(f'<path d="M60 {h:.0f}H620" stroke="#ddd"/><text x="52" y="{h + 4:.0f}" '
                      f'text-anchor="end">{y} %</text>')
     for power in range(math.ceil(low), math.floor(high) + 1):
-        w = place(10 ** power, top)[0]
+        w = place(10 ** power, 0)[0]
         parts.append(f'<path d="M{w:.0f} 20V340" stroke="#ddd"/><text x="{w:.0f}" y="358" '
                      f'text-anchor="middle">{10 ** power:,}</text>')
     parts.append(f'<text x="340" y="385" text-anchor="middle">{label}</text>')
     for number, (name, points) in enumerate(curves.items()):
-        color = ('#0b62a4', '#c23b22', '#2e8540', '#7a4ea3', '#b8860b', '#555')[number % 6]
+        color = COLORS[number % len(COLORS)]
         at = [place(*point) for point in sorted(points)]
         parts.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="'
                      + ' '.join(f'{x:.1f},{y:.1f}' for x, y in at) + '"/>')
