@@ -40,7 +40,7 @@ PATCHES = '--patches 2 --degree2 1 --degree3 0'
 LINEAR_PATCHES = '--patches 2 --degree1 2 --degree2 0 --degree3 0'
 V1 = '--width 16 --heads 4 --mlp 4 --degree2 8 --degree3 0 --batch 1 --steps 3000 --lr 0.003'
 V2 = ('--size 14 --width 32 --heads 4 --mlp 4 --degree2 8 --degree3 8 --degree4 12 --batch 1 '
-      '--steps 7000 --lr 0.003')
+      '--steps 7000 --lr 0.003 --reconstruction 0')  # which v2 prints, but does not learn from
 GROUPS = {  # title -> rows: what it is, options
     'Attention': [
         ('tensor', ''), ('dot', '--attention dot'),
