@@ -3,8 +3,8 @@
 Runs vlm.py once for each row and seed, one process per processor, and appends every result to
 tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
 VLM_MNIST=folder pypy3 tests/study.py. It writes tests/study.md and two charts beside it.
-With --curves it runs only the rows of accuracy against images seen, on this interpreter even if
-another has run them, and in PyTorch where it is installed: for the chart of accuracy against time.
+With --torch it runs the rows of accuracy against images seen in PyTorch, three seeds each, for the
+chart of accuracy against time.
 """
 import concurrent.futures, itertools, json, math, os, platform, re, statistics, subprocess, sys
 import time
@@ -134,10 +134,10 @@ def spread(values, digits):
     mean = f'{statistics.mean(values):.{digits}f}'
     return mean if len(values) < 2 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
-def best(results, options):
-    """Results for these options from the interpreter with the most of them"""
-    return max((rs for (engine, o), rs in results.items() if o == options and engine != 'PyTorch'),
-               key=len, default=[])
+def best(results, options, pytorch=False):
+    """Results for these options: PyTorch's, or those of the interpreter with the most of them"""
+    return max((rs for (engine, o), rs in results.items()
+                if o == options and (engine == 'PyTorch') == pytorch), key=len, default=[])
 
 def table(results):
     """results {(engine, options): [result]} -> the study as Markdown"""
@@ -163,7 +163,7 @@ def table(results):
     return '\n'.join([f'{"; ".join(costs)}, at {PRICE} dollars per processor-hour.', *lines, ''])
 
 def chart(path, label, curves):
-    """Draw curves {name: [(x, accuracy up to 99 %)]} as SVG: x and the error on logarithmic axes."""
+    """Draw curves {name: [(x, accuracy up to 99)]} as SVG; x and the error in % on log axes."""
     xs = [x for points in curves.values() for x, _ in points]
     low, high = math.log10(min(xs)) - 0.1, math.log10(max(xs)) + 0.1
     def place(x, y):
@@ -209,15 +209,15 @@ def write(results):
 def main():
     """Run what is missing; write what is there."""
     vlm.load_digits(os.environ.get('VLM_MNIST'), 14)  # without MNIST, it says so and ends here
-    results, curves = read(), '--curves' in sys.argv[1:]
-    engines = [PYTHON] + ['PyTorch'] * (curves and torch is not None)
+    results, engine = read(), 'PyTorch' if '--torch' in sys.argv[1:] else PYTHON
     rows = [row for title, rows in GROUPS.items() for row in rows
-            if not curves or title.startswith('Images seen')]
-    todo = [(engine, options, seed) for seed in range(1, 6) for engine in engines
-            for options in dict.fromkeys(options for _, options in rows)
-            if seed <= (3 if seen(options) > LONG or options == V2 or curves else 5)
-            and seed not in [r['seed'] for r in (results.get((engine, options), []) if curves
-                                                 else best(results, options))]]
+            if engine == PYTHON or title.startswith('Images seen')]
+    todo = []
+    for seed, options in itertools.product(range(1, 6), dict.fromkeys(o for _, o in rows)):
+        short = engine == 'PyTorch' or options == V2 or seen(options) > LONG
+        done = [r['seed'] for r in best(results, options, engine == 'PyTorch')]
+        if seed <= (3 if short else 5) and seed not in done:
+            todo.append((engine, options, seed))
     with concurrent.futures.ProcessPoolExecutor(CORES) as pool:
         for future in concurrent.futures.as_completed([pool.submit(run, *task) for task in todo]):
             future.result()
