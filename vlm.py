@@ -340,9 +340,10 @@ def gram_gradient(moments, rows, others):
     """moments, sums of f_i f_j over patches [k][k]; rows, l [k][n]; others, pairs(r) [k][k] -> the
     sum over these patches of d f.(gram f) / dl, with f constant [k][n]"""
     # The error depends on l through f, which autograd follows (-2 f.f included), and through the
-    # gram, which it takes as constant. Here f enters only as f_i f_j: one call serves a batch.
+    # gram, which it takes as constant. In the latter, f enters only as products f_i f_j, so their
+    # sums are all that is needed, and one call serves a minibatch.
     # Row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r, exchange l and r.
-    columns = list(map(list, zip(*rows)))  # of l, one per pixel
+    columns = [list(column) for column in zip(*rows)]  # of l, one per pixel
     return [[2 * d for d in linear(columns, line)] for line in hadamard(moments, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
@@ -456,10 +457,10 @@ def adam(data, grad, m, v, step, lr, decay):
 
 def batch_gradient(weights, settings, team, stage, batch):
     """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
-    wanted = settings.reconstruction and stage.image  # else sides and gram are empty: no error
-    sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if wanted]
-             for factor in range(2)]  # l, then r
-    products = list(map(pairs, sides))  # they depend on the weights alone: once per batch
+    rebuilds = settings.reconstruction and stage.image  # if not, sides and gram are empty lists
+    sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if rebuilds]
+             for factor in range(2)]  # the rows l, then the rows r
+    products = list(map(pairs, sides))  # of the weights alone, so made once per minibatch
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
     # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
     grads, results = zip(*team.map(gradient, (stage, hadamard(*products)), shares))
@@ -469,7 +470,8 @@ def batch_gradient(weights, settings, team, stage, batch):
     # `scale`: factor of ||...||^2 in the loss. grad begins with eye.degree2.0, then eye.degree2.1.
     n = (settings.size // settings.patches) ** 2  # pixels of a patch
     scale = settings.reconstruction / n ** 2 / settings.patches ** 2 / settings.batch
-    moments = pairs(list(map(list, zip(*itertools.chain(*codes)))))  # row j: f_j at every patch
+    codes = itertools.chain(*codes)  # f of every patch of every image
+    moments = pairs([list(latent) for latent in zip(*codes)])  # latent j: f_j at all these patches
     slopes = [row for i in range(2) for row in gram_gradient(moments, sides[i], products[1 - i])]
     for i, slope in enumerate(itertools.chain(*slopes)):
         grad[i] += scale * slope

@@ -107,7 +107,7 @@ def accuracy(weights, settings, x, labels):
 
 
 def downscale(pixels, size):
-    """[(pixels as bytes)] -> images as vlm's eye sees them [batch][size * size]"""
+    """[pixels, as bytes] -> images as vlm's eye sees them [batch][size * size]"""
     x = torch.frombuffer(bytearray(b''.join(pixels)), dtype=torch.uint8).float()
     side = math.isqrt(len(pixels[0]))
     lines = torch.zeros(size, side)  # what each pixel of a line contributes to each bin
