@@ -26,28 +26,29 @@ from operator import mul
 from pathlib import Path
 
 # ---- Settings: every number that shapes the model or its learning --------------------------------
-# The defaults were chosen by accuracy per second on the 5,000 images kept for validation. The code
-# below finds them as settings.width and so on, beside settings.size (8 or 14 pixels per side),
+# The defaults were chosen by accuracy per second on 5,000 images kept for validation (README). The
+# code below finds them as settings.width and so on, beside settings.size (8 or 14 pixels per side),
 # settings.attention ('tensor' or 'dot') and settings.stages. A latent, a number that the eye finds
 # in the image, has degree d if it is a product of d weighted sums of pixels (4: see the eye); a
-# vision token is `width` latents.
+# vision token is `width` latents. The chapters on mouth and learning explain the other words.
 
 SETTINGS = {
     # name            8x8    14x14  least  what it is
     'width':          (16,    16,    1,     'numbers in the vector of a token'),
     'heads':          (2,     2,     1,     'attention heads; they share the width'),
     'layers':         (1,     1,     1,     'transformer layers'),
-    'mlp':            (1,     1,     1,     'hidden units of a layer, per number of its vector'),
+    'mlp':            (1,     1,     1,     'hidden units of a layer, per number of the width'),
     'patches':        (1,     1,     1,     'patches per side of the image; 1 is the whole image'),
     'degree1':        (0,     0,     0,     'vision tokens of degree 1 in the pixels, per patch'),
     'degree2':        (1,     1,     0,     'vision tokens of degree 2'),
     'degree3':        (2,     1,     0,     'vision tokens of degree 3'),
     'degree4':        (0,     0,     0,     'vision tokens of degree 4, products of degree 2'),
-    'steps':          (500,   1250,  0,     'training steps of a stage, one minibatch each'),
+    'steps':          (450,   1250,  0,     'training steps of a stage, one minibatch each'),
     'batch':          (32,    32,    1,     'images in a minibatch'),
     'lr':             (0.014, 0.012, 1e-9,  'learning rate; it falls linearly to zero'),
-    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, the part a weight loses'),
+    'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, how much a weight shrinks'),
     'reconstruction': (0.15,  0.03,  0.0,   'factor of the reconstruction error in the loss'),
+    'hard':           (0.2,   0.2,   0.0,   'a letter of a lower cross-entropy counts as 0'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
     'temperature':    (0.0,   0.0,   0.0,   'of spoken letters; 0 speaks the most probable one'),
     'top_p':          (1.0,   1.0,   1e-9,  'speak the likeliest letters, together this probable'),
@@ -77,7 +78,7 @@ class Value:
         self.data = data    # the number itself
         self.grad = 0.0     # derivative of the loss with respect to this number
         self.edges = edges  # pairs: parents, derivatives of this number with respect to each
-        if edges:           # weights have none: they stay off the tape, and their grad adds up
+        if edges:           # weights have none: they stay off the tape; their grad adds up
             Value.tape.append(self)
 
     def __add__(self, other):
@@ -118,10 +119,10 @@ class Value:
         """Add to v.grad, for every weight v, the derivative of self with respect to v."""
         for node in Value.tape:  # a second backward() starts from zero here,
             node.grad = 0.0      # and adds to the gradients of the weights
-        self.grad += 1.0
+        self.grad += 1.0  # the derivative of self with respect to itself
         for node in reversed(Value.tape):
             grad = node.grad
-            if grad:
+            if grad:  # else the loss does not depend on this node: nothing to pass on
                 for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
@@ -232,7 +233,7 @@ def matrix_shapes(settings):
     return shapes
 
 def first_weights(settings):
-    """Random matrices that keep the size of vectors; output, down, head: 0, to add nothing yet"""
+    """Random matrices, but for zeros: output and down add nothing yet, head prefers no letter"""
     rng, weights = random.Random(settings.seed), {}
     for name, (rows, columns) in matrix_shapes(settings).items():
         spread = 0.0 if name.endswith(('output', 'down', 'head')) else columns ** -0.5
@@ -282,7 +283,7 @@ def downscale(pixels, size):
     side = math.isqrt(len(pixels))
     lines = [pixels[column::side] for column in range(side)]
     for _ in range(2):  # shrink columns, leaving rows; shrink these, leaving columns
-        lines = list(zip(*[[dot(parts, line[start:start + len(parts)])
+        lines = list(zip(*[[sumprod(parts, line[start:start + len(parts)])
                             for start, parts in bins(side, size)] for line in lines]))
     return [v for row in zip(*lines) for v in row]
 
@@ -351,12 +352,12 @@ def gram_gradient(moments, rows, others):
 # starts with a vector x: its vision token, or its letter's row of the matrix `letter`, plus its own
 # row of `position`, as attention alone cannot tell the order. Attention: three matrices make of x a
 # query, a key and a value. A position compares its query with the key of each position up to
-# itself; the better they match, the more of that position's value it takes. Each head does so with
-# its own part of the vectors. The usual score of a match is q.k; the tensor product cuts both in
-# half and multiplies two matches, (q1.k1)(q2.k2). A layer adds to x what attention has fetched,
-# then what a small network, down relu(up x), makes of x. `head` turns the last x into a logit, a
-# score, per letter; softmax, into probabilities. Positions run one by one and leave keys and values
-# in a cache, in learning as in speaking.
+# itself; the better they match, the larger the share (softmax) it takes of that position's value.
+# Each head does so with its own part of the vectors. The usual score of a match is q.k; the tensor
+# product cuts both in half and multiplies two matches, (q1.k1)(q2.k2). A layer adds to x `output`
+# times what attention has fetched, then what a small network, down relu(up x), makes of x; both
+# read rmsnorm(x). `head` turns the last x into a logit, a score, per letter; softmax, into
+# probabilities. Positions run one by one and leave keys and values in a cache, also in learning.
 
 def attention(query, keys, values):
     """query [heads * pieces][n], keys [time] of these, values [time][heads][width / heads]
@@ -402,16 +403,18 @@ def next_logits(weights, settings, text, cache):
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # The loss of an image is the cross-entropy, -log of the probability that the mouth gave to the
-# right letter, on average over its name and EOS, plus the weighted reconstruction error. A step
-# averages the gradient, the loss's derivatives by all weights, over a minibatch and moves each
-# weight against it: Adam divides the gradient's running mean by its usual size, so each moves by
-# about lr. Large models are not trained in one go: a stage says what the loss counts and which
-# weights may learn.
+# right letter, on average over its name and EOS, plus the weighted reconstruction error. Soon most
+# letters are nearly certain (after "se", only "v" is possible): they teach little, yet cost as much
+# as any other. So a cross-entropy below settings.hard (0.2: a probability over e^-0.2 = 82 %)
+# counts as 0 in this average, and backward() has less to do (after Jiang et al. 2019,
+# arXiv:1910.00762). A step averages the gradient, the loss's derivatives by all weights, over a
+# minibatch and moves each weight against it: Adam divides its running mean by its usual size, so
+# each moves by about lr. Large models learn in stages: each says what the loss counts, what learns.
 
 Stage = collections.namedtuple('Stage', 'letters image learns')
 STAGES = {  # whether it reads the names of the digits, whether it sees their images, what learns
     'joint':        Stage(True, True, ('eye', 'mouth')),
-    'eye':          Stage(False, True, ('eye',)),    # only to rebuild images, by degree 2
+    'eye':          Stage(False, True, ('eye',)),    # only to rebuild, by degree 2; the rest decays
     'mouth':        Stage(True, False, ('mouth',)),  # only to spell names
     'frozen-eye':   Stage(True, True, ('mouth',)),
     'frozen-mouth': Stage(True, True, ('eye',)),
@@ -420,7 +423,7 @@ BETA1, BETA2 = 0.9, 0.99  # Adam's memory: the share of its running means that s
 ADAM_EPSILON = 1e-8       # keeps Adam from dividing by zero
 
 def add_gradient(weights, settings, stage, gram, pixels, label):
-    """Add to each grad this image's part, with the gram constant -> its two losses, latents f"""
+    """Add to each grad this image's part, gram constant -> two losses to report, latents f"""
     cache, patches, codes = [([], []) for _ in range(settings.layers)], [], []
     if stage.image:
         cache, patches, codes = look(weights, settings, pixels)
@@ -428,10 +431,12 @@ def add_gradient(weights, settings, stage, gram, pixels, label):
     losses = [cross_entropy(next_logits(weights, settings, text[:i], cache),
                             VOCABULARY.index(text[i])) for i in range(1, len(text))] or [Value(0.0)]
     errors = [reconstruction_error(gram, f, patch)
-              for f, patch in zip(codes, patches) if gram] or [Value(0.0)]
-    letters, error = sum(losses) / len(losses), sum(errors) / len(errors)
-    ((letters + settings.reconstruction * error) / settings.batch).backward()
-    return letters.data, error.data, [f.data for f in codes if gram]
+              for f, patch in zip(codes, patches) if gram] or [Value(0.0)]  # no gram: not rebuilt
+    error = sum(errors) / len(errors)
+    kept = sum(loss for loss in losses if loss.data >= settings.hard) / len(losses)
+    ((kept + settings.reconstruction * error) / settings.batch).backward()
+    letters = sum(loss.data for loss in losses) / len(losses)  # to report: the easy ones too
+    return letters, error.data, [f.data for f in codes if gram]
 
 def gradient(weights, settings, common, share):
     """common (stage, gram), share [(pixels, digit)] -> gradient [weights]; losses, f per image"""
@@ -448,8 +453,9 @@ def gradient(weights, settings, common, share):
 
 def adam(data, grad, m, v, step, lr, decay):
     """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
-    m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
-    v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
+    new1, new2 = 1 - BETA1, 1 - BETA2
+    m = [BETA1 * a + new1 * g for a, g in zip(m, grad)]
+    v = [BETA2 * a + new2 * g * g for a, g in zip(v, grad)]
     c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # the means began at zero, so are too small
     data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + decay * w)
             for w, a, b in zip(data, m, v)]
@@ -457,14 +463,14 @@ def adam(data, grad, m, v, step, lr, decay):
 
 def batch_gradient(weights, settings, team, stage, batch):
     """minibatch [(pixels, digit)] -> its gradient [weights], its two mean losses"""
-    rebuilds = settings.reconstruction and stage.image  # if not, sides and gram are empty lists
+    rebuilds = settings.reconstruction and stage.image  # else sides, gram, moments stay empty
     sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if rebuilds]
              for factor in range(2)]  # the rows l, then the rows r
     products = list(map(pairs, sides))  # of the weights alone, so made once per minibatch
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
     # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
     grads, results = zip(*team.map(gradient, (stage, hadamard(*products)), shares))
-    grad = reduce(add, grads)  # in the order of the shares, whoever computed them
+    grad = list(map(sum, zip(*grads)))  # in the order of the shares, whoever computed them
     letters, errors, codes = zip(*itertools.chain(*results))
     # The gradient through the gram, which gradient() holds constant, for all images at once.
     # `scale`: factor of ||...||^2 in the loss. grad begins with eye.degree2.0, then eye.degree2.1.

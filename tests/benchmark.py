@@ -29,7 +29,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os
 def choose(size=8, **changes):
     """The default settings of an image size, then as asked for"""
     defaults = {name: row[size == 14] for name, row in vlm.SETTINGS.items()}
-    fixed = dict(size=size, attention='tensor', stages='joint', jobs=1, steps=10 ** 9, lr=1e-9)
+    fixed = dict(size=size, attention='tensor', stages='joint', jobs=1, steps=10 ** 9, lr=1e-9,
+                 hard=0.0)
     return argparse.Namespace(**{**defaults, **fixed, **changes})
 
 def random_weights(settings, seed=5):

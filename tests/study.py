@@ -1,7 +1,7 @@
 """python tests/study.py: what each idea buys, as accuracy on all 10,000 test images over seeds.
 
-Runs vlm.py once for each row and seed, one process per processor, and appends every result to
-tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
+Runs vlm.py with the options BASE and those of a row, once for each row and seed, one process per
+processor, and appends every result to tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
 VLM_MNIST=folder pypy3 tests/study.py. It writes tests/study.md and two charts beside it.
 With --torch it runs the rows of accuracy against images seen in PyTorch, three seeds each, for the
 chart of accuracy against time.
@@ -29,6 +29,9 @@ LONG = 60_000  # images; a run that sees more, or takes 15 minutes, has three se
 COLORS = '#0b62a4 #c23b22 #2e8540 #7a4ea3 #b8860b #555555 #d6589f #17a2b8'.split()
 REPORT = re.compile(r'([\d,]+) parameters.*error: ([\d.]+) .*?(\d+)/10000 = ', re.S)
 
+BASE = '--hard 0 --steps 500'  # learns from every letter of 16,000 images; a row's options follow
+SIZE14 = '--size 14 --steps 1250'
+
 def images(size, *counts):
     """Rows of the curve of accuracy against images seen, in batches of 32"""
     return [(f'{count:,} images', f'--size {size} --steps {count // 32}') for count in counts]
@@ -44,7 +47,7 @@ V2 = ('--size 14 --width 32 --heads 4 --mlp 4 --degree2 8 --degree3 8 --degree4 
 GROUPS = {  # title -> rows: what it is, options
     'Attention': [
         ('tensor', ''), ('dot', '--attention dot'),
-        ('tensor, size 14', '--size 14'), ('dot, size 14', '--size 14 --attention dot'),
+        ('tensor, size 14', SIZE14), ('dot, size 14', f'{SIZE14} --attention dot'),
         ('tensor, linear tokens', LINEAR), ('dot, linear tokens', f'{LINEAR} --attention dot')],
     'Degrees, at equal parameters': [
         ('2', BILINEAR), ('2 and 3', ''), ('2, 3 and 4', '--degree2 2 --degree3 1 --degree4 2')],
@@ -53,6 +56,11 @@ GROUPS = {  # title -> rows: what it is, options
         ('bilinear, 2x2 patches', PATCHES), ('linear, 2x2 patches', LINEAR_PATCHES),
         ('bilinear, 2x2 patches, 2 layers', f'{PATCHES} --layers 2'),
         ('linear, 2x2 patches, 2 layers', f'{LINEAR_PATCHES} --layers 2')],
+    'Letters learned from': [
+        ('all', ''), ('loss at least 0.05', '--hard 0.05'), ('0.1', '--hard 0.1'),
+        ('0.2', '--hard 0.2'), ('0.2, the default', '--hard 0.2 --steps 450'),
+        ('0.4', '--hard 0.4'), ('all, size 14', SIZE14),
+        ('0.2, size 14, the default', f'{SIZE14} --hard 0.2')],
     'Weight of the reconstruction': [
         (weight, f'--reconstruction {weight}') for weight in ('0', '0.01', '0.1', '1')],
     'Stages, with tokens of degree 2': [
@@ -76,12 +84,13 @@ GROUPS = {  # title -> rows: what it is, options
 
 def seen(options):
     """How many images a run with these options sees"""
-    settings, _ = vlm.parse(options.split())
+    settings, _ = vlm.parse(f'{BASE} {options}'.split())
     return settings.batch * sum(steps for stage, steps in vlm.plan(settings) if stage.image)
 
 def run_vlm(options, seed):
     """One run of vlm.py, as a process of its own"""
-    argv = [sys.executable, vlm.__file__, '--jobs', '1', '--seed', str(seed), *options.split()]
+    argv = [sys.executable, vlm.__file__, '--jobs', '1', '--seed', str(seed)]
+    argv += f'{BASE} {options}'.split()
     if 'VLM_MNIST' in os.environ:
         argv += ['--data', os.environ['VLM_MNIST']]
     # PyPy collects garbage less often in a nursery that holds an image's graph: 1.5 times as fast.
@@ -95,7 +104,7 @@ def run_vlm(options, seed):
 def run_torch(options, seed):
     """The same run in PyTorch on one thread: same first weights, same images in the same order"""
     torch.set_num_threads(1)
-    settings, _ = vlm.parse([*options.split(), '--seed', str(seed)])
+    settings, _ = vlm.parse(f'{BASE} {options} --seed {seed}'.split())
     training, test = [(torch_model.downscale([pixels for pixels, _ in digits], settings.size),
                        torch.tensor([label for _, label in digits]))
                       for digits in vlm.load_digits(os.environ.get('VLM_MNIST'), settings.size)]

@@ -166,6 +166,14 @@ class Gradient(Case):
         """With weight 0 only the letters teach; tokens of degree 2 alone"""
         self.compare(reconstruction=0.0, layers=1, degree3=0, degree4=0)
 
+    def test_hard_letters(self):
+        """Letters that lose less than `hard`, here some, add nothing to the gradient"""
+        weights = vlm.numbers(random_weights(tiny()))
+        every, some, none = [image_losses(weights, tiny(hard=hard), *EXAMPLES[1])[0]
+                             for hard in (0.0, 2.6, 9.0)]
+        self.assertTrue(every > some > none == 0)
+        self.compare(hard=2.6)
+
     def test_patches(self):
         """Four patches that share their weights, seen with degree 1, 2 and 4"""
         examples = [(gauss(16, 1), 2), (gauss(16, 2), 7)]

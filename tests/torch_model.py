@@ -90,6 +90,7 @@ def loss(weights, settings, x, labels):
     """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
     logits, targets, two, x = forward(weights, settings, x, labels)
     entropy = F.cross_entropy(logits.transpose(1, 2), targets, reduction='none')
+    entropy = entropy * (entropy >= settings.hard)
     letters = (entropy * SHARE[labels, :targets.shape[1]].to(x.dtype)).sum(1).mean()
     if not settings.reconstruction:
         return letters
