@@ -345,7 +345,7 @@ def gram_gradient(moments, rows, others):
     # sums are all that is needed, and one call serves a minibatch.
     # Row i is 2 sum_j f_i f_j (r_i.r_j) l_j. For r, exchange l and r.
     columns = [list(column) for column in zip(*rows)]  # of l, one per pixel
-    return [[2 * d for d in linear(columns, line)] for line in hadamard(moments, others)]
+    return [[2 * sumprod(line, column) for column in columns] for line in hadamard(moments, others)]
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # One sequence, [VIS_0 ... VIS_2] [BOS] s e v e n: each letter predicts the next one. A position
@@ -440,7 +440,7 @@ def add_gradient(weights, settings, stage, gram, pixels, label):
 
 def gradient(weights, settings, common, share):
     """common (stage, gram), share [(pixels, digit)] -> gradient [weights]; losses, f per image"""
-    values = [value for matrix in weights.values() for row in matrix for value in row]
+    values = list(itertools.chain(*itertools.chain(*weights.values())))
     results, (stage, gram) = [], common
     for value in values:
         value.grad = 0.0

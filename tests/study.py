@@ -60,7 +60,8 @@ GROUPS = {  # title -> rows: what it is, options
         ('all', ''), ('loss at least 0.05', '--hard 0.05'), ('0.1', '--hard 0.1'),
         ('0.2', '--hard 0.2'), ('0.2, the default', '--hard 0.2 --steps 450'),
         ('0.4', '--hard 0.4'), ('all, size 14', SIZE14),
-        ('0.2, size 14, the default', f'{SIZE14} --hard 0.2')],
+        ('0.2, size 14, the default', f'{SIZE14} --hard 0.2'),
+        ('0.2, size 14, fewer images', '--size 14 --steps 1100 --hard 0.2')],
     'Weight of the reconstruction': [
         (weight, f'--reconstruction {weight}') for weight in ('0', '0.01', '0.1', '1')],
     'Stages, with tokens of degree 2': [
