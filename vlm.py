@@ -48,7 +48,7 @@ SETTINGS = {
     'lr':             (0.014, 0.012, 1e-9,  'learning rate; it falls linearly to zero'),
     'decay':          (0.2,   0.2,   0.0,   'weight decay: times lr, how much a weight shrinks'),
     'reconstruction': (0.15,  0.03,  0.0,   'factor of the reconstruction error in the loss'),
-    'hard':           (0.2,   0.2,   0.0,   'a letter of a lower cross-entropy counts as 0'),
+    'hard':           (0.05,  0.05,  0.0,   'a letter of a lower cross-entropy counts as 0'),
     'seed':           (1,     1,     0,     'fixes the first weights and the order of the images'),
     'temperature':    (0.0,   0.0,   0.0,   'of spoken letters; 0 speaks the most probable one'),
     'top_p':          (1.0,   1.0,   1e-9,  'speak the likeliest letters, together this probable'),
@@ -405,7 +405,7 @@ def next_logits(weights, settings, text, cache):
 # The loss of an image is the cross-entropy, -log of the probability that the mouth gave to the
 # right letter, on average over its name and EOS, plus the weighted reconstruction error. Soon most
 # letters are nearly certain (after "se", only "v" is possible): they teach little, yet cost as much
-# as any other. So a cross-entropy below settings.hard (0.2: a probability over e^-0.2 = 82 %)
+# as any other. So a cross-entropy below settings.hard (0.05: a probability over e^-0.05 = 95 %)
 # counts as 0 in this average, and backward() has less to do (after Jiang et al. 2019,
 # arXiv:1910.00762). A step averages the gradient, the loss's derivatives by all weights, over a
 # minibatch and moves each weight against it: Adam divides its running mean by its usual size, so

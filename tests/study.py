@@ -1,8 +1,9 @@
 """python tests/study.py: what each idea buys, as accuracy on all 10,000 test images over seeds.
 
 Runs vlm.py with the options BASE and those of a row, once for each row and seed, one process per
-processor, and appends every result to tests/study.jsonl; run again, it goes on where it was stopped. PyPy makes it affordable:
-VLM_MNIST=folder pypy3 tests/study.py. It writes tests/study.md and two charts beside it.
+processor, and appends every result to tests/study.jsonl; run again, it goes on where it was
+stopped. PyPy makes it affordable: VLM_MNIST=folder pypy3 tests/study.py. It writes tests/study.md
+and two charts beside it.
 With --torch it runs the rows of accuracy against images seen in PyTorch, three seeds each, for the
 chart of accuracy against time.
 """
@@ -58,9 +59,11 @@ GROUPS = {  # title -> rows: what it is, options
         ('linear, 2x2 patches, 2 layers', f'{LINEAR_PATCHES} --layers 2')],
     'Letters learned from': [
         ('all', ''), ('loss at least 0.05', '--hard 0.05'), ('0.1', '--hard 0.1'),
-        ('0.2', '--hard 0.2'), ('0.2, the default', '--hard 0.2 --steps 450'),
-        ('0.4', '--hard 0.4'), ('all, size 14', SIZE14),
-        ('0.2, size 14, the default', f'{SIZE14} --hard 0.2'),
+        ('0.2', '--hard 0.2'), ('0.4', '--hard 0.4'),
+        ('0.05, fewer images: the default', '--hard 0.05 --steps 450'),
+        ('0.2, fewer images', '--hard 0.2 --steps 450'),
+        ('all, size 14', SIZE14), ('0.05, size 14: the default', f'{SIZE14} --hard 0.05'),
+        ('0.2, size 14', f'{SIZE14} --hard 0.2'),
         ('0.2, size 14, fewer images', '--size 14 --steps 1100 --hard 0.2')],
     'Weight of the reconstruction': [
         (weight, f'--reconstruction {weight}') for weight in ('0', '0.01', '0.1', '1')],
