@@ -216,7 +216,7 @@ def cross_entropy(logits, target):
 PARTS = 'query', 'key', 'value', 'output', 'up', 'down'  # the matrices of a transformer layer
 
 def matrix_shapes(settings):
-    """The model's matrices: name -> (rows, columns); eye.degree2 first, for batch_gradient"""
+    """The model's matrices: name -> (rows, columns >= 1); eye.degree2 first, for batch_gradient"""
     width, hidden = settings.width, settings.mlp * settings.width
     one, two, three, four = [width * getattr(settings, f'degree{n}') for n in range(1, 5)]
     pixels = (settings.size // settings.patches) ** 2  # of a patch
@@ -301,7 +301,7 @@ def cut(x, patches):
             for corner in corners]
 
 def see(weights, settings, x):
-    """image x [n] -> vision tokens [tokens][width], patches, their latents of degree 2 [k] each"""
+    """image x [n] -> vision tokens [tokens][width], patches, codes: f of degree 2 [k] each"""
     mean, tokens, codes = sum(x) / len(x), [], []
     contrast = rmsnorm([v - mean for v in x])  # for degree 3, which learns faster without the mean
     patches = cut(x, settings.patches)
@@ -440,7 +440,7 @@ def add_gradient(weights, settings, stage, gram, pixels, label):
 
 def gradient(weights, settings, common, share):
     """common (stage, gram), share [(pixels, digit)] -> gradient [weights]; losses, f per image"""
-    values = list(itertools.chain(*itertools.chain(*weights.values())))
+    values = [value for matrix in weights.values() for row in matrix for value in row]
     results, (stage, gram) = [], common
     for value in values:
         value.grad = 0.0
@@ -453,9 +453,8 @@ def gradient(weights, settings, common, share):
 
 def adam(data, grad, m, v, step, lr, decay):
     """all [n]: weights, gradient, running means of it and its square -> new weights, m, v"""
-    new1, new2 = 1 - BETA1, 1 - BETA2
-    m = [BETA1 * a + new1 * g for a, g in zip(m, grad)]
-    v = [BETA2 * a + new2 * g * g for a, g in zip(v, grad)]
+    m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grad)]
+    v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grad)]
     c1, c2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # the means began at zero, so are too small
     data = [w - lr * (a / c1 / (math.sqrt(b / c2) + ADAM_EPSILON) + decay * w)
             for w, a, b in zip(data, m, v)]
@@ -467,9 +466,10 @@ def batch_gradient(weights, settings, team, stage, batch):
     sides = [[row.data for row in weights[f'eye.degree2.{factor}'] if rebuilds]
              for factor in range(2)]  # the rows l, then the rows r
     products = list(map(pairs, sides))  # of the weights alone, so made once per minibatch
+    gram = hadamard(*products)
     shares = [batch[i:i + SHARE] for i in range(0, len(batch), SHARE)]
     # team.map calls gradient(weights, settings, common, share) for each share: see next chapter.
-    grads, results = zip(*team.map(gradient, (stage, hadamard(*products)), shares))
+    grads, results = zip(*team.map(gradient, (stage, gram), shares))
     grad = list(map(sum, zip(*grads)))  # in the order of the shares, whoever computed them
     letters, errors, codes = zip(*itertools.chain(*results))
     # The gradient through the gram, which gradient() holds constant, for all images at once.
@@ -652,7 +652,7 @@ def read_digits(folder, kind, side):
     return [(pixels, ord(label)) for pixels, label in zip(images, labels)]
 
 def shuffled(digits, seed):
-    """Training examples without end; the last twelfth, of MNIST 5,000, is kept for validation"""
+    """Training examples without end; the last twelfth, of MNIST 5,000, is left for validation"""
     rng, digits = random.Random(seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)

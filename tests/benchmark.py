@@ -258,8 +258,9 @@ def main():
 {torch and torch.__version__}, {platform.platform()}, {CORES} cores,
 {'MNIST' if mnist else 'bundled digits'}. Medians of {n} repetitions,
 interleaved: A B C A B C ... Learning an image, from every letter of its name (hard 0), is its
-forward and backward pass and its share of the Adam step. The textbook engine has one node per addition and multiplication. PyTorch: eager,
-float32, one thread. Ratios are to the first row of the group, in brackets lowest to highest.
+forward and backward pass and its share of the Adam step. The textbook engine has one node per
+addition and multiplication. PyTorch: eager, float32, one thread. Ratios are to the first row of the
+group, in brackets lowest to highest.
 
 | | ms per image | images per second | ratio |
 |---|---:|---:|---:|""")
