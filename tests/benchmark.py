@@ -5,7 +5,6 @@ environment variable VLM_MNIST, else the bundled digits.
 """
 import argparse, gc, itertools, math, os, platform, random, statistics, sys, time
 from pathlib import Path
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,29 +19,25 @@ SLOT = 0.4        # seconds that one measurement lasts at least
 WARM_UP = 0.2 if platform.python_implementation() == 'CPython' else 4.0  # PyPy has to compile first
 TOLERANCE = 1e-9  # largest allowed difference between losses or elements of gradients
 TEXTBOOK = 'textbook engine'
-ADAM = vlm.adam
-V1 = dict(degree2=8, degree3=0, degree4=0, width=16, heads=4, layers=1, mlp=4, batch=1)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+V1 = dict(tokens=[2] * 8, width=16, heads=4, layers=1, mlp=4, batch=1)
+JOBS = 1, 2
 
-# ---- Contestants: functions from (examples, seconds) to the measured seconds per image -----------
+# ---- Contestants: functions from ([(pixels, digit)], seconds) to the measured seconds per image --
 
 def choose(size=8, **changes):
-    """The default settings of an image size, then as asked for"""
-    defaults = {name: row[size == 14] for name, row in vlm.SETTINGS.items()}
-    fixed = dict(size=size, attention='tensor', stages='joint', jobs=1, steps=10 ** 9, lr=1e-9,
-                 hard=0.0)
-    return argparse.Namespace(**{**defaults, **fixed, **changes})
+    """The default settings of an image size, learning from all letters, then as asked for"""
+    return vlm.complete({**dict(size=size, jobs=1, steps=10 ** 9, lr=1e-9, known=1.0), **changes})
 
-def random_weights(settings, seed=5):
-    """Weights that keep variance, none zero as in first_weights(): zero gradients cost no time"""
+def random_numbers(settings, seed=5):
+    """Numbers that keep variance, none zero as in first_numbers(): zero gradients cost no time"""
     rng = random.Random(seed)
-    return {name: [vlm.vector([vlm.Value(rng.gauss(0, columns ** -0.5)) for _ in range(columns)])
-                   for _ in range(rows)]
-            for name, (rows, columns) in vlm.matrix_shapes(settings).items()}
+    return [rng.gauss(0, columns ** -0.5) for rows, columns in vlm.shapes(settings).values()
+            for _ in range(rows * columns)]
 
-def images(examples, size):
-    """[(pixels, digit)] -> images as the eye sees them [batch][size * size]"""
-    return [list(vlm.rmsnorm(vlm.downscale(pixels, size))) for pixels, _ in examples]
+def prepared(settings, digits):
+    """[(pixels, digit)] -> examples to learn from: [(image x, text)]"""
+    return [(vlm.prepare(settings, pixels), vlm.BOS + vlm.NAMES[digit] + vlm.EOS)
+            for pixels, digit in digits]
 
 def per_image(step, batch, seconds):
     """Seconds per image, over as many steps as take that many seconds, at least one"""
@@ -52,54 +47,51 @@ def per_image(step, batch, seconds):
         count += 1
     return (time.perf_counter() - start) / count / batch
 
-def vlm_gradient(weights, settings, examples):
-    """-> loss and flat gradient of one batch, from a step of vlm.learn(); it moves the weights"""
-    grads = []
-    def adam(data, grad, *state):
-        grads.extend(grad)
-        return ADAM(data, grad, *state)
-    with mock.patch.object(vlm, 'adam', adam):
-        letters, image = next(vlm.learn(weights, settings, iter(examples)))
-    return letters + settings.reconstruction * image, grads
+def vlm_gradient(settings, numbers, examples):
+    """-> loss and gradient of one batch"""
+    return vlm.batch_gradient(settings, vlm.joint_loss, numbers, examples, map)
 
 def vlm_trains(settings):
     """vlm.py; processes have started before the clock does"""
-    weights = random_weights(settings)
-    def run(examples, seconds):
-        with vlm.Team(weights, settings, settings.jobs) as team:
-            learner = vlm.learn(weights, settings, itertools.cycle(examples), team)
+    numbers = random_numbers(settings)
+    def run(digits, seconds):
+        examples = itertools.cycle(prepared(settings, digits))
+        with vlm.processes(settings.jobs) as map:
+            learner = vlm.learn(settings, numbers, examples, vlm.joint_loss, None, map)
             next(learner)
             return per_image(lambda: next(learner), settings.batch, seconds)
     return run
 
-def vlm_speaks(settings):
-    """vlm.py naming one image after another"""
-    values = random_weights(settings)
-    weights = vlm.numbers(values)
-    gram = vlm.hadamard(*[vlm.pairs(weights[f'eye.degree2.{i}']) for i in range(2)])
-    def run(examples, seconds):
-        names = (vlm.speak(values, settings, gram, x) for x, _ in itertools.cycle(examples))
-        return per_image(lambda: next(names), 1, seconds)
+def vlm_names(settings):
+    """vlm.py naming one image after another, from its pixels, as for the report"""
+    numbers = random_numbers(settings)
+    gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
+    weights = vlm.matrices(settings, numbers + gram)
+    def run(digits, seconds):
+        pixels = itertools.cycle(pixels for pixels, _ in digits)
+        return per_image(lambda: vlm.answer(settings, weights, next(pixels)), 1, seconds)
     return run
 
-def torch_gradient(weights, settings, examples):
-    """-> loss and flat gradient of one batch in float64"""
-    tensors = torch_model.parameters(weights, torch.float64)
-    x = torch.tensor(images(examples, settings.size), dtype=torch.float64)
-    loss = torch_model.loss(tensors, settings, x, torch.tensor([label for _, label in examples]))
+def tensors(settings, examples, dtype):
+    """examples -> images [batch][size * size], encoded texts: what torch_model's functions take"""
+    images, texts = zip(*examples)
+    return (torch.tensor(images, dtype=dtype), *torch_model.encode(settings, texts))
+
+def torch_gradient(settings, numbers, examples):
+    """-> loss and gradient of one batch in float64"""
+    weights = torch_model.parameters(settings, numbers, torch.float64)
+    loss = torch_model.loss(weights, settings, *tensors(settings, examples, torch.float64))
     loss.backward()
-    return loss.item(), [g for t in tensors.values() for g in (
-        torch.zeros_like(t) if t.grad is None else t.grad).flatten().tolist()]
+    return loss.item(), [g for w in weights.values() for g in w.grad.flatten().tolist()]
 
 def torch_trains(settings):
-    """PyTorch eager in float32 with fused Adam; images are downscaled before the clock starts"""
-    weights = torch_model.parameters(random_weights(settings), torch.float32)
-    adam = torch.optim.AdamW(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2),
-                             vlm.ADAM_EPSILON, settings.decay, fused=True)
-    def run(examples, seconds):
-        x = torch.tensor(images(examples, settings.size)).split(settings.batch)
-        labels = torch.tensor([label for _, label in examples]).split(settings.batch)
-        batches = itertools.cycle(zip(x, labels))
+    """PyTorch eager in float32 with fused Adam"""
+    weights = torch_model.parameters(settings, random_numbers(settings), torch.float32)
+    adam = torch.optim.AdamW(weights.values(), settings.lr, (vlm.BETA1, vlm.BETA2), 1e-8,
+                             settings.decay, fused=True)
+    def run(digits, seconds):
+        examples = tensors(settings, prepared(settings, digits), torch.float32)
+        batches = itertools.cycle(zip(*[part.split(settings.batch) for part in examples]))
         def step():
             adam.zero_grad()
             torch_model.loss(weights, settings, *next(batches)).backward()
@@ -149,7 +141,7 @@ def dot(a, b): return sum(x * y for x, y in zip(a, b))
 def linear(matrix, x): return [dot(row, x) for row in matrix]
 
 def rmsnorm(x):
-    scale = (dot(x, x) / len(x) + vlm.NORM_EPSILON) ** -0.5
+    scale = (dot(x, x) / len(x) + 1e-5) ** -0.5
     return [v * scale for v in x]
 
 def softmax(logits):
@@ -158,65 +150,71 @@ def softmax(logits):
     total = sum(exps)
     return [e / total for e in exps]
 
-def textbook_loss(w, settings, x, label):
-    """image x [n] of Scalars, its digit -> loss; only for degree 2 and tensor attention"""
-    left, right, width = w['eye.degree2.0'], w['eye.degree2.1'], settings.width
+def textbook_loss(w, settings, x, text):
+    """image x [n] of Scalars, its text -> loss; only for degree 2 and two pieces"""
+    left, right = [sum([w[f'eye{number}.{factor}'] for number in range(len(settings.tokens))], [])
+                   for factor in (0, 1)]
     f = [a * b for a, b in zip(linear(left, x), linear(right, x))]
+    width, text = settings.width, [settings.vocabulary.index(letter) for letter in text]
     inputs = [f[i:i + width] for i in range(0, len(f), width)]
-    text = [vlm.VOCABULARY.index(letter) for letter in vlm.BOS + vlm.NAMES[label] + vlm.EOS]
-    inputs += [w['letter'][letter] for letter in text[:-1]]
+    inputs += [w['mouth.embedding'][letter] for letter in text[:-1]]
+    positions = w['mouth.vision_position'] + w['mouth.text_position']
     cache, outputs, n = [([], []) for _ in range(settings.layers)], [], width // settings.heads
-    for token, position in zip(inputs, w['position']):
+    for token, position in zip(inputs, positions):
         h = [a + b for a, b in zip(token, position)]
         for i, (keys, values) in enumerate(cache):
             normed, attended = rmsnorm(h), []
-            query = linear(w[f'layer{i}.query'], normed)
-            keys.append(linear(w[f'layer{i}.key'], normed))
-            values.append(linear(w[f'layer{i}.value'], normed))
+            query = linear(w[f'mouth{i}.query'], normed)
+            keys.append(linear(w[f'mouth{i}.key'], normed))
+            values.append(linear(w[f'mouth{i}.value'], normed))
             for a in range(0, width, n):
                 b, c = a + n // 2, a + n
                 probs = softmax([dot(query[a:b], k[a:b]) * dot(query[b:c], k[b:c]) / (n / 2)
                                  for k in keys])
                 attended += [sum(p * v[j] for p, v in zip(probs, values)) for j in range(a, c)]
-            h = [a + b for a, b in zip(h, linear(w[f'layer{i}.output'], attended))]
-            hidden = [v.relu() for v in linear(w[f'layer{i}.up'], rmsnorm(h))]
-            h = [a + b for a, b in zip(h, linear(w[f'layer{i}.down'], hidden))]
-        outputs.append(softmax(linear(w['head'], rmsnorm(h))))
+            h = [a + b for a, b in zip(h, linear(w[f'mouth{i}.output'], attended))]
+            hidden = [v.relu() for v in linear(w[f'mouth{i}.up'], rmsnorm(h))]
+            h = [a + b for a, b in zip(h, linear(w[f'mouth{i}.down'], hidden))]
+        outputs.append(softmax(linear(w['mouth.logits'], rmsnorm(h))))
     spoken = outputs[-len(text) + 1:]
     loss = sum(-probs[letter].log() for probs, letter in zip(spoken, text[1:])) / len(spoken)
     if settings.reconstruction:
-        pairs = list(zip(left, right))
-        products = [[dot(l, k) * dot(r, s) for k, s in pairs] for l, r in pairs]
-        error = dot(linear(products, f), f) - 2 * dot(f, f) + dot(x, x) ** 2
-        loss += settings.reconstruction * error / len(x) ** 2
+        pairs, everything = list(zip(left, right)), dot(x, x) ** 2
+        gram = [[dot(l, m) * dot(r, s) for m, s in pairs] for l, r in pairs]
+        missing = dot(linear(gram, f), f) - 2 * dot(f, f) + everything
+        loss += settings.reconstruction * missing / everything
     return loss
 
 def textbook(settings):
-    """-> function that learns one (pixels, digit) and returns loss and flat gradient"""
-    weights = {name: [[Scalar(value.data) for value in row] for row in matrix]
-               for name, matrix in random_weights(settings).items()}
-    flat = [v for matrix in weights.values() for row in matrix for v in row]
+    """-> function that learns from one example and returns loss and gradient"""
+    flat = list(map(Scalar, random_numbers(settings)))
+    weights = vlm.matrices(settings, flat)
     m, v, steps = [0.0] * len(flat), [0.0] * len(flat), itertools.count(1)
-    def learn(example):
+    def learn(x, text):
         gc.enable()  # as it is by default
-        x = [Scalar(pixel) for pixel in images([example], settings.size)[0]]
-        loss = textbook_loss(weights, settings, x, example[1])
+        loss = textbook_loss(weights, settings, list(map(Scalar, x)), text)
         loss.backward()
         grads, step = [p.grad for p in flat], next(steps)
         for i, p in enumerate(flat):  # Adam
             m[i] = vlm.BETA1 * m[i] + (1 - vlm.BETA1) * p.grad
             v[i] = vlm.BETA2 * v[i] + (1 - vlm.BETA2) * p.grad ** 2
             up, down = m[i] / (1 - vlm.BETA1 ** step), v[i] / (1 - vlm.BETA2 ** step)
-            change = up / (down ** 0.5 + vlm.ADAM_EPSILON) + settings.decay * p.data
-            p.data -= settings.lr * change
+            p.data -= settings.lr * (up / (down ** 0.5 + 1e-8) + settings.decay * p.data)
             p.grad = 0.0
         return loss.data, grads
     return learn
 
+def textbook_trains(settings, learn):
+    """The textbook engine, with the first of the digits"""
+    def run(digits, seconds):
+        [example] = prepared(settings, digits[:1])
+        return per_image(lambda: learn(*example), 1, seconds)
+    return run
+
 # ---- The table -----------------------------------------------------------------------------------
 
 def difference(a, b):
-    """(loss, flat gradient) twice -> a note of the largest difference; ends if it is too large"""
+    """(loss, gradient) twice -> a note of the largest difference; ends if it is too large"""
     assert len(a[1]) == len(b[1])
     largest = max(abs(x - y) for x, y in zip([a[0], *a[1]], [b[0], *b[1]]))
     if not largest <= TOLERANCE:
@@ -228,7 +226,7 @@ def figures(v):
     return f'{v:,.{max(0, 2 - math.floor(math.log10(v)))}f}'
 
 def group(title, rows, pick, repetitions, column='speed'):
-    """Measure rows (name -> contestant) on the examples pick(repetition); print their medians."""
+    """Measure rows (name -> contestant) on the digits pick(repetition); print their medians."""
     times = {name: [] for name in rows}
     for repetition in range(-1, repetitions):
         for name, run in rows.items():
@@ -255,38 +253,40 @@ def main():
         torch.set_num_threads(1)
     print(f"""\
 {platform.python_implementation()} {platform.python_version()}, PyTorch \
-{torch and torch.__version__}, {platform.platform()}, {CORES} cores,
+{torch and torch.__version__}, {platform.platform()}, {os.cpu_count()} cores,
 {'MNIST' if mnist else 'bundled digits'}. Medians of {n} repetitions,
-interleaved: A B C A B C ... Learning an image, from every letter of its name (hard 0), is its
-forward and backward pass and its share of the Adam step. The textbook engine has one node per
-addition and multiplication. PyTorch: eager, float32, one thread. Ratios are to the first row of the
-group, in brackets lowest to highest.
+interleaved: A B C A B C ... Learning an image, from every letter of its name (known 1), is its
+forward and backward pass and its share of the Adam step; images are prepared before. The textbook
+engine has one node per addition and multiplication. PyTorch: eager, float32, one thread. Ratios are
+to the first row of the group, in brackets lowest to highest.
 
 | | ms per image | images per second | ratio |
 |---|---:|---:|---:|""")
     variants = ('', {}), (', without reconstruction', {'reconstruction': 0.0})
     for words, changes in variants:
         settings = choose(**V1, **changes)
-        learn = textbook(settings)
-        note = difference(vlm_gradient(random_weights(settings), settings, digits[:1]),
-                          learn(digits[0]))
+        learn, [example] = textbook(settings), prepared(settings, digits[:1])
+        note = difference(vlm_gradient(settings, random_numbers(settings), [example]),
+                          learn(*example))
         group(f"learning, purevlm v1's dimensions, batch 1{words}{note}", {
-            TEXTBOOK: lambda examples, seconds: per_image(lambda: learn(examples[0]), 1, seconds),
+            TEXTBOOK: textbook_trains(settings, learn),
             'vlm.py, jobs 1': vlm_trains(settings)}, lambda r: [digits[r % len(digits)]], n)
     for size, (words, changes) in itertools.product((8, 14), variants):
         batch, note = choose(size).batch, ''
         rows = {f'vlm.py, jobs {jobs}, batch {batch}': vlm_trains(
-            choose(size, jobs=jobs, **changes)) for jobs in sorted({1, CORES})}
+            choose(size, jobs=jobs, **changes)) for jobs in JOBS}
         for batch in (1, batch) if torch else ():
             settings = choose(size, batch=batch, **changes)
             rows[f'PyTorch, batch {batch}'] = torch_trains(settings)
-            note = difference(*[f(random_weights(settings), settings, digits[:batch])
+            examples = prepared(settings, digits[:batch])
+            note = difference(*[f(settings, random_numbers(settings), examples)
                                 for f in (vlm_gradient, torch_gradient)])
         group(f'learning, default settings, size {size}{words}{note}', rows, lambda r: digits, n)
-    for name, values in dict(width=(8, 16, 32, 64), degree3=(1, 2, 4, 8), batch=(1, 8, 64)).items():
+    tokens = [[2] + [3] * count for count in (1, 2, 4, 8)]
+    for name, values in dict(width=(8, 16, 32, 64), tokens=tokens, batch=(1, 8, 64)).items():
         rows = {f'{name} {value}': vlm_trains(choose(**{name: value})) for value in values}
         group(f'learning, vlm.py, jobs 1, defaults but {name}', rows, lambda r: digits, n, 'time')
-    rows = {f'size {size}': vlm_speaks(choose(size)) for size in (8, 14)}
+    rows = {f'size {size}': vlm_names(choose(size)) for size in (8, 14)}
     group('naming an image, vlm.py, jobs 1', rows, lambda r: digits, n, 'time')
 
 if __name__ == '__main__':

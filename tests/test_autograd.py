@@ -1,77 +1,91 @@
 """Every operation of Value and every layer against plain arithmetic and finite differences."""
+import doctest
 import gc
 import math
 import platform
 import unittest
-from operator import mul
+from unittest import mock
 
 import vlm
 from tests import tools
-from tests.tools import Case, gauss, random_weights, rows, slopes, tiny
+from tests.tools import Case, gauss, rows, slopes, tiny
 from vlm import Value
 
 OPERATIONS = [
-    'a + b', 'a + 2', '2 + a', 'a - b', 'a - 2', '2 - a', 'a * b', 'a * 3', '3 * a', 'a / b',
-    'a / 4', '4 / a', '-a', 'a ** 3', 'b ** 2', 'a ** -0.5', 'a ** 1', 'exp(a)', 'exp(b)', 'log(a)',
-    'relu(a)', 'relu(b)', 'relu(a) * b + relu(b) * a',
-    'a + a', 'a - a', 'a * a', 'a / a', '(a + b) * (a + b)', 'exp(a * b) * a - log(a) / b ** 2']
-ON_VALUES = {'exp': Value.exp, 'log': Value.log, 'relu': Value.relu}
-ON_FLOATS = {'exp': math.exp, 'log': math.log, 'relu': lambda v: max(v, 0.0)}
+    'a + b', 'a + 2', '2 + a', 'a - b', 'a - 2', 'a * b', 'a * 3', '3 * a', 'a / b', 'a / 4',
+    'a ** 3', 'b ** 2', 'b ** 3', 'a ** -0.5', 'b ** -1', 'a ** 1', 'a + a', 'a - a', 'a * a',
+    'a / a', '(a + b) * (a + b)', '(a * b - a) ** 3 / b + a', 'sum([a, b, a * b])']
+
+
+def load_tests(loader, tests, pattern):
+    """The tests below, and the examples in docstrings of vlm.py"""
+    tests.addTests(doctest.DocTestSuite(vlm))
+    return tests
+
+
+def leaves(x):
+    """Numbers -> a Vector of leaves"""
+    return vlm.collect(list(map(Value, x)))
 
 
 class Operations(Case):
-    """Value and the engine beneath it"""
+    """Value and its backward()"""
 
     def test_operations(self):
-        """The number and the derivatives of every operation, with numbers on either side"""
+        """Every operation, with numbers on either side, has the right result and derivatives."""
         for text in OPERATIONS:
             with self.subTest(text):
                 a, b = Value(0.7), Value(-1.3)
-                out = eval(text, {'a': a, 'b': b, **ON_VALUES})
+                out = eval(text, {'a': a, 'b': b})
 
                 def formula(x):
-                    return eval(text, {'a': x[0], 'b': x[1], **ON_FLOATS})
+                    return eval(text, {'a': x[0], 'b': x[1]})
                 self.assertNear([out.data], [formula([0.7, -1.3])])
                 out.backward()
                 self.assertNear([a.grad, b.grad], slopes(formula, [0.7, -1.3]), 1e-8)
 
-    def test_relu_of_zero(self):
-        """At the corner the derivative is 0, as everywhere that nothing passes"""
-        a = Value(0.0)
-        (a.relu() * 3).backward()
-        self.assertEqual(a.grad, 0.0)
+    def test_comparison(self):
+        """A Value is above a number where its data is."""
+        self.assertEqual([Value(v) > 0 for v in (-1.0, 0.0, 1.0)], [False, False, True])
 
-    def test_backward_twice_adds(self):
-        """Each backward adds to the leaves, whatever the nodes between them hold from the first"""
-        a, b = Value(3.0), Value(5.0)
-        out = (a * b) * a
-        for times in (1, 2, 3):
-            out.backward()
-            self.assertEqual((a.grad, b.grad), (30.0 * times, 9.0 * times))
-
-    def test_two_roots(self):
-        """Two roots that share a node, both built before either backward, keep apart"""
+    def test_gradients_add_up(self):
+        """Leaves keep what each backward() adds, whatever was computed in between."""
         a, b, other = Value(3.0), Value(5.0), Value(1.0)
-        shared = a * b
-        first, second, unrelated = shared * 2, shared * shared, other * a
-        first.backward()
-        self.assertEqual((a.grad, b.grad), (10.0, 6.0))
-        second.backward()
-        self.assertEqual((a.grad, b.grad), (10.0 + 150.0, 6.0 + 90.0))
-        self.assertEqual(other.grad, 0.0)
-        unrelated.backward()
-        self.assertEqual((a.grad, other.grad), (161.0, 3.0))
+        for times in (1, 2, 3):
+            ((a * b) * a).backward()
+            self.assertEqual((a.grad, b.grad), (30.0 * times, 9.0 * times))
+        (other * a).backward()
+        self.assertEqual((a.grad, b.grad, other.grad), (91.0, 27.0, 3.0))
 
-    def test_root_that_others_use(self):
-        """What was computed from the root afterwards has no part in its derivative"""
-        a = Value(3.0)
-        root = a * a
-        root * root * a
+    def test_backward_empties_the_tape(self):
+        """What was computed before a backward() has no part in the next one."""
+        a, b = Value(3.0), Value(5.0)
+        shared = a * b
+        shared.backward()
+        self.assertEqual(Value.tape, [])
+        (b * 2).backward()
+        self.assertEqual((a.grad, b.grad, Value.tape), (5.0, 3.0 + 2.0, []))
+
+    def test_only_ancestors(self):
+        """What was computed beside the root, or later from it, has no part in its derivative."""
+        a, b = Value(3.0), Value(5.0)
+        shared = a * b
+        shared * shared * b
+        root = shared * a
+        root * root * b
         root.backward()
-        self.assertEqual(a.grad, 6.0)
+        self.assertEqual((a.grad, b.grad), (30.0, 9.0))
+
+    def test_leaves_stay_off_the_tape(self):
+        """Only what was computed is on the tape, parents before children."""
+        a, b = Value(3.0), Value(5.0)
+        product = a * b
+        total = product + a
+        self.assertEqual([v is w for v, w in zip(Value.tape, [product, total])], [True] * 2)
+        self.assertEqual(len(Value.tape), 2)
 
     def test_deep_graph(self):
-        """A chain of 100,000 nodes does not overflow the stack"""
+        """A chain of 100,000 Values does not overflow the stack."""
         x = y = Value(0.5)
         for _ in range(100_000):
             y = y + x
@@ -79,21 +93,25 @@ class Operations(Case):
         self.assertEqual((y.data, x.grad), (50_000.5, 100_001.0))
 
     def test_memory_is_given_back(self):
-        """After a training step the graph is gone, by reference counts alone where these exist"""
-        def live():
-            return sum(type(thing) is Value for thing in gc.get_objects())
-        settings = tiny(steps=3)
-        weights = random_weights(settings)
-        counts = []
+        """After a training step no Value is left, by reference counts alone where these exist."""
+        counts, numbers = [], vlm.first_numbers(tiny())
         gc.collect()
         gc.disable()
-        for _ in vlm.learn(weights, settings, iter([(gauss(4, 1), 2)] * 6)):
-            self.assertEqual(Value.tape, [])
-            if platform.python_implementation() == 'CPython':
-                counts.append(live())
-        self.assertEqual(counts, counts[:1] * len(counts))
-        vlm.gradient(weights, settings, (vlm.STAGES['joint'], [[0.0] * 4] * 4), [(gauss(4, 1), 2)])
-        self.assertEqual(Value.tape, [])
+        with mock.patch.object(gc, 'enable'):
+            for _ in vlm.learn(tiny(steps=3), numbers, iter([(gauss(4, 1), '<cab>')] * 6)):
+                self.assertEqual(Value.tape, [])
+                if platform.python_implementation() == 'CPython':
+                    counts.append(sum(type(thing) is Value for thing in gc.get_objects()))
+        self.assertEqual(sum(counts), 0)
+
+    def test_garbage_is_collected_again(self):
+        """While a gradient is computed, nothing searches for garbage; afterwards, as before."""
+        def loss(weights, settings, x, text):
+            found.append(gc.isenabled())
+            return vlm.joint_loss(weights, settings, x, text)
+        found, numbers = [], vlm.first_numbers(tiny())
+        next(vlm.learn(tiny(), numbers, iter([(gauss(4, 1), '<cab>')] * 2), loss))
+        self.assertEqual((found, gc.isenabled()), ([False] * 2, True))
 
 
 class Layers(Case):
@@ -104,88 +122,117 @@ class Layers(Case):
         ends = [sum(lengths[:i + 1]) for i in range(len(lengths))]
 
         def run(function, flat):
-            out = function(*[vlm.vector(flat[e - n:e]) for e, n in zip(ends, lengths)])
+            out = function(*[vlm.collect(flat[e - n:e]) for e, n in zip(ends, lengths)])
             return out if isinstance(out, list) else [out]
 
         def total(out):
             return sum((i + 1) * v for i, v in enumerate(out))
         x = gauss(sum(lengths), 3)
-        leaves = [Value(v) for v in x]
-        out, expected = run(layer, leaves), run(formula, x)
+        values = list(map(Value, x))
+        out, expected = run(layer, values), run(formula, x)
         self.assertNear([v.data for v in out], expected)
         if floats:
             self.assertNear(run(layer, x), expected)
         total(out).backward()
-        self.assertNear([v.grad for v in leaves], slopes(lambda x: total(run(formula, x)), x), 1e-7)
+        self.assertNear([v.grad for v in values], slopes(lambda x: total(run(formula, x)), x), 1e-7)
+
+    def test_collect_and_split(self):
+        """A Vector's data are the numbers of its Values, also in pieces; floats stay floats."""
+        for x in ([], [1.0, 2.0, 3.0, 4.0]):
+            self.assertIs(type(vlm.collect(x)), list)
+            self.assertEqual(vlm.split(x, 2), rows(x, 2))
+        pieces = vlm.split(leaves([1.0, 2.0, 3.0, 4.0]), 2)
+        self.assertEqual([piece.data for piece in pieces], [[1.0, 2.0], [3.0, 4.0]])
+        self.assertEqual([[v.data for v in piece] for piece in pieces], [[1.0, 2.0], [3.0, 4.0]])
 
     def test_dot(self):
-        """Two Vectors, a Vector and a constant, a Vector and itself"""
-        def plain(a, b):
-            return sum(u * v for u, v in zip(a, b))
-        self.check(vlm.dot, plain, 3, 3)
-        for b in ([0.3, -2.0, 1.1], None):
-            self.check(lambda a: vlm.dot(a, b or a), lambda a: plain(a, b or a), 3)
+        """Two Vectors, a Vector and a constant on either side, a Vector and itself."""
+        self.check(vlm.dot, tools.dot, 3, 3)
+        b = [0.3, -2.0, 1.1]
+        for layer, formula in [(lambda a: vlm.dot(a, b), lambda a: tools.dot(a, b)),
+                               (lambda a: vlm.dot(b, a), lambda a: tools.dot(b, a)),
+                               (lambda a: vlm.dot(a, a), lambda a: tools.dot(a, a))]:
+            self.check(layer, formula, 3)
 
     def test_linear_add_relu(self):
-        """The simple layers"""
-        self.check(lambda w, x: vlm.linear(rows(w, 3), x),
+        """The simple layers are what their names say."""
+        self.check(lambda w, x: vlm.linear(vlm.split(w, 3), x),
                    lambda w, x: tools.product(rows(w, 3), x), 6, 3)
         self.check(vlm.add, tools.plus, 3, 3)
         self.check(vlm.relu, lambda x: [max(v, 0.0) for v in x], 8)
 
+    def test_relu_of_zero(self):
+        """At the corner the derivative is 0, as everywhere that nothing passes."""
+        a = leaves([0.0, -1.0, 2.0])
+        vlm.dot(vlm.relu(a), [3.0, 3.0, 3.0]).backward()
+        self.assertEqual([v.grad for v in a], [0.0, 0.0, 3.0])
+
     def test_rmsnorm(self):
-        """v / sqrt(mean square + epsilon); zeros stay zeros"""
+        """v / sqrt(mean square + 1e-5), whose derivative by zeros is finite."""
         self.check(vlm.rmsnorm, tools.norm, 5)
+        zeros = leaves([0.0, 0.0])
+        vlm.dot(vlm.rmsnorm(zeros), [1.0, 2.0]).backward()
+        self.assertNear([v.grad for v in zeros], [1e-5 ** -0.5, 2 * 1e-5 ** -0.5])
         self.assertEqual(vlm.rmsnorm([0.0, 0.0]), [0.0, 0.0])
 
     def test_softmax(self):
-        """With any temperature, and without overflow"""
+        """With any scale, and without overflow."""
         self.check(vlm.softmax, tools.softmax, 4)
-        self.check(lambda z: vlm.softmax(z, temperature=2.5), lambda z: tools.softmax(z, 2.5), 4)
-        self.assertNear(vlm.softmax([5000.0, 5000.0, -5000.0]), [0.5, 0.5, 0.0])
+        self.check(lambda z: vlm.softmax(z, 0.4), lambda z: tools.softmax([0.4 * v for v in z]), 4)
+        for scores in [5000.0, 5000.0, -5000.0], leaves([5000.0, 5000.0, -5000.0]):
+            probs = vlm.softmax(scores)
+            self.assertNear(getattr(probs, 'data', probs), [0.5, 0.5, 0.0])
 
     def test_cross_entropy(self):
-        """-log of the target's probability; finite even where that is nil"""
+        """-log of the target's probability; finite even where that is nil."""
         for target in range(4):
             self.check(lambda z: vlm.cross_entropy(z, target),
                        lambda z: -math.log(tools.softmax(z)[target]), 4, floats=False)
-        hopeless = vlm.vector([Value(5000.0), Value(-5000.0)])
+        hopeless = leaves([5000.0, -5000.0])
         loss = vlm.cross_entropy(hopeless, 1)
         loss.backward()
         self.assertTrue(100 < loss.data < math.inf)
         self.assertEqual([v.grad for v in hopeless], [1.0, -1.0])
 
     def test_attention(self):
-        """Two heads of four numbers, three positions; for tensor each head is cut in two"""
-        for kind, piece in ('dot', 4), ('tensor', 2):
-            with self.subTest(kind):
-                self.check(
-                    lambda q, k, v: vlm.attention(
-                        rows(q, piece), [rows(key, piece) for key in rows(k, 8)],
-                        [rows(value, 4) for value in rows(v, 8)]),
-                    lambda q, k, v: tools.attention(kind, 2, q, rows(k, 8), rows(v, 8)), 8, 24, 24)
+        """Two heads of four numbers, three tokens, each head whole or in two or four pieces."""
+        for pieces in (1, 2, 4):
+            with self.subTest(pieces=pieces):
+                settings = tiny(width=8, heads=2, pieces=pieces)
 
-    def test_reconstruction_error(self):
-        """The kernel trick gives what the materialised products of all pairs of pixels give"""
-        x, left, right = gauss(5, 9), rows(gauss(15, 3), 5), rows(gauss(15, 4), 5)
-        f = list(map(mul, tools.product(left, x), tools.product(right, x)))
-        self.check(lambda f: vlm.reconstruction_error(tools.gram(left, right), f, x),
-                   lambda f: vlm.reconstruction_error(tools.gram(left, right), f, x), 3)
-        self.assertNear([vlm.reconstruction_error(tools.gram(left, right), f, x)],
-                        [tools.materialised(left, right, x)])
+                def layer(query, keys, values):
+                    n = 4 // pieces
+                    keys = [vlm.split(key, n) for key in vlm.split(keys, 8)]
+                    shares = vlm.attention(settings, vlm.split(query, n), keys)
+                    return vlm.fetch(shares, vlm.split(values, 8))
 
-    def test_gram(self):
-        """Its elements and, over two images, its part of the gradient"""
-        left, right, codes = rows(gauss(15, 3), 5), rows(gauss(15, 4), 5), rows(gauss(6, 5), 3)
-        products = vlm.pairs(left), vlm.pairs(right)
-        self.assertNear(sum(vlm.hadamard(*products), []), sum(tools.gram(left, right), []))
+                def formula(query, keys, values):
+                    return tools.attend(settings, query, rows(keys, 8), rows(values, 8))[0]
+                self.check(layer, formula, 8, 24, 24)
 
-        def total(left):
-            gram = tools.gram(rows(left, 5), right)
-            return sum(vlm.dot(f, tools.product(gram, f)) for f in codes)
-        moments = vlm.pairs(list(map(list, zip(*codes))))
-        gradient = vlm.gram_gradient(moments, left, products[1])
-        self.assertNear(sum(gradient, []), slopes(total, sum(left, [])), 1e-7)
+    def test_half_gram(self):
+        """Products of the patterns of all tokens of degree 2, twice off the diagonal."""
+        settings = tiny(size=2, width=2, tokens=[1, 2, 2], layers=0)
+        numbers = tools.random_numbers(settings)
+
+        def formula(numbers):
+            w = tools.matrices(settings, numbers)
+            left, right = (w[f'eye1.{i}'] + w[f'eye2.{i}'] for i in range(2))
+            return [(2 - (i == j)) * tools.dot(left[i], left[j]) * tools.dot(right[i], right[j])
+                    for i in range(4) for j in range(i + 1)]
+        self.check(lambda numbers: vlm.half_gram(vlm.matrices(settings, numbers), settings),
+                   formula, len(numbers))
+
+    def test_rebuilding_loss(self):
+        """G, as constants or leaves, gives what all pairs of pixels, written out, give."""
+        settings = tiny(size=4, patches=2, tokens=[2, 2])
+        x, numbers = gauss(16, 9), tools.random_numbers(settings)
+        expected = tools.rebuilding(tools.matrices(settings, numbers), settings, rows(x, 4))
+        numbers = numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
+        for numbers in numbers, list(map(Value, numbers)):
+            weights = vlm.matrices(settings, numbers)
+            loss = vlm.rebuilding_loss(weights, settings, vlm.see(weights, settings, x), x)
+            self.assertNear([getattr(loss, 'data', loss)], [expected])
 
 
 if __name__ == '__main__':

@@ -1,16 +1,16 @@
-"""The command line: options, weights on disk, the report, Ctrl-C and closed output."""
-import json, math, os, re, signal, subprocess, sys, unittest
+"""The command line: options, weights on disk, stages, the report, Ctrl-C and closed output."""
+import itertools, json, math, os, re, signal, subprocess, sys, unittest
 from pathlib import Path
 from unittest import mock
 
 import vlm
 from tests.test_data import PROGRAM, TINY, Case, digits, idx, run, write
 
-REPORT = re.compile(r'''[\d,]+ parameters
-size 8, attention tensor, width 4, heads 2, .*
-(?:.*\n)*?((?:\[\d\] true: [a-z]+ \| generated: [a-z<]* [✓✗] \d+\.\d%
+REPORT = re.compile(r'''772 parameters, 13 training images, 25 test images
+size 8, .*
+((?:\[\d\] true: [a-z]+ \| generated: [a-z<]* [✓✗] \d+\.\d%
 ){20})reconstruction error: \d+\.\d{3} \(1\.0 = reconstructs nothing\)
-test accuracy: (\d+)/25 = \d+\.\d\d% \(95% interval \d+\.\d\d-\d+\.\d\d\)
+test accuracy: \d+/25 = \d+\.\d\d% \(95% interval \d+\.\d\d-\d+\.\d\d\)
 ''')
 
 class Runs(Case):
@@ -36,40 +36,69 @@ class Runs(Case):
 class Options(Runs):
     """Options that make sense and others."""
     def test_wrong(self):
-        """Status 2 and one line, under argparse's usage."""
-        for argv in '''--size 9|--size 0|--size -8|--size 8.0|--size x|--size 28|--attention
-            |--attention x|--steps -1|--steps 1.5|--steps nan|--steps 9999999999|--batch 0
+        """Status 2 and one line, under argparse's usage, that has the option's name."""
+        for argv in '''--size 9|--size 0|--size -8|--size 8.0|--size x|--size 28|--pieces 0
+            |--pieces|--pieces -1|--pieces 1.5|--pieces x|--pieces 3|--pieces 4
+            |--steps -1|--steps 1.5|--steps nan|--steps 9999999999|--batch 0
             |--batch -1|--batch x|--lr 0|--lr -1|--lr nan|--lr inf|--lr 1e999|--lr -inf|--lr x
             |--reconstruction -0.1|--reconstruction nan|--seed -1|--seed x|--seed 1e3
             |--width 0|--width -4|--width 5|--heads 0|--heads 3|--heads 4|--width 6|--heads 8
-            |--layers 0|--mlp 0|--degree2 -1
-            |--patches 0|--patches 3|--size 14 --patches 4|--stages|--stages x|--stages eye,
-            |--stages eye:x|--stages eye:-1|--temperature -1|--top-p 0|--top-p nan
-            |--degree3 -1|--degree4 -1|--degree2 0|--jobs 0|--jobs -1|--jobs x
-            |--degree4 1 --degree2 0|--degree4 1 --width 1 --heads 1 --attention dot
-            |--test 0|--test -1|--test x|--test|--nonsense|nonsense|--s 8
+            |--heads 4 --width 4 --pieces 2|--width 1 --heads 1|--layers 0|--mlp 0|--mlp 1.5
+            |--decay -1|--decay inf|--known -0.1|--known nan|--known x|--known
+            |--patches 0|--patches 3|--size 14 --patches 4|--stage|--stage x|--stage eye,joint
+            |--stage eye:9|--stage Joint|--stage eye --tokens 3|--stage eye --reconstruction 0
+            |--temperature -1|--temperature nan|--top-p 0|--top-p nan
+            |--tokens|--tokens x|--tokens 0|--tokens 5|--tokens -1|--tokens 2.0|--tokens 2,
+            |--tokens ,|--tokens 2,,3|--tokens 2;3|--tokens 2,5|--tokens 4|--tokens 1,3,4
+            |--tokens 2,4 --width 1 --heads 1 --pieces 1|--jobs -1|--jobs x|--jobs 1.5
+            |--test 0|--test -1|--test x|--test|--test 9999999999|--nonsense|nonsense|--s 8
+            |--attention dot|--degree2 1|--stages joint|--hard 0.05
             |--save|--load|--data'''.split('|'):
             with self.subTest(argv.strip()):
-                self.refused(2, 'error: ', *self.tiny, *argv.split())
+                name = argv.split()[0].strip('-').replace('-', '[-_]')
+                self.refused(2, f'error: .*{name}', *self.tiny, *argv.split())
+        for argv in ['--tokens', ''], ['--stage', '']:
+            with self.subTest(argv):
+                self.refused(2, f'error: .*{argv[0][2:]}', *self.tiny, *argv)
 
     def test_right(self):
-        """Every setting works, at its least too; --help shows all options and their defaults."""
-        for argv in '''|--attention dot|--size 14|--degree3 1|--degree4 1|--layers 2
-            |--degree2 0 --degree3 1|--degree2 0 --degree3 2 --reconstruction 0
-            |--width 1 --heads 1 --attention dot|--patches 2 --degree1 1 --degree2 0
-            |--size 14 --patches 7 --degree4 1|--stages mouth:2,eye,frozen-eye|--stages joint:0
-            |--temperature 1|--temperature 0.5 --top-p 0.9
-            |--degree2 2 --degree3 0 --degree4 2 --mlp 3|--reconstruction 0|--steps 0|--batch 30
-            |--lr 1e-9|--lr 1e9 --steps 3|--seed 0|--test 1|--heads 1'''.split('|'):
+        """Every setting works, at its least too."""
+        for argv in '''|--pieces 1|--size 14|--tokens 1|--tokens 2,2,4|--tokens 2,3,3|--tokens 3
+            |--tokens 1,1,2,3,4,4|--layers 2|--width 8 --pieces 4|--width 1 --heads 1 --pieces 1
+            |--tokens 3,3 --reconstruction 0|--tokens 2,4 --width 2 --heads 1
+            |--patches 2 --tokens 1|--patches 8 --width 2 --heads 1 --layers 2
+            |--size 14 --patches 7 --tokens 2,4|--stage joint|--stage eye|--stage mouth
+            |--stage frozen-eye|--stage frozen-mouth|--stage mouth --tokens 3 --reconstruction 0
+            |--stage eye --patches 2 --jobs 0|--temperature 1|--temperature 0.5 --top-p 0.9
+            |--temperature 1e9|--temperature 1e-9 --top-p 1e-9|--tokens 2,2,4,4 --mlp 3
+            |--reconstruction 0|--steps 0|--batch 30|--known 0|--known 1|--known 0.5|--decay 0
+            |--lr 1e-9|--lr 1e9 --steps 3|--seed 0|--test 1|--heads 1
+            |--jobs 3 --batch 9'''.split('|'):
             with self.subTest(argv.strip()):
                 self.accepted('test accuracy', *self.tiny, *argv.split())
-        shown = ' '.join(self.accepted('usage', '--help').split())
-        for name, (small, large, _, meaning) in vlm.SETTINGS.items():
-            self.assertIn(f'--{name.replace("_", "-")} ', shown)
-            self.assertRegex(shown, re.escape(meaning) + rf' \(default: {small}')
-            self.assertIn(f'{large})', shown)
-        for name in 'size', 'attention', 'test', 'data', 'save', 'load':
-            self.assertRegex(shown, rf'--{name} [A-Z]+ [^-]*')
+        sorts = [self.accepted('accuracy', *self.tiny, '--tokens', tokens)
+                 for tokens in ('2,2,4', '4,2,2', '2,4,2')]
+        self.assertEqual(sorts, sorts[:1] * 3)
+
+    def test_help(self):
+        """--help shows all options in four groups, with their meaning and the defaults."""
+        with mock.patch.dict(os.environ, COLUMNS='200'):
+            out = self.accepted('usage', '--help')
+        small, large = (vars(vlm.complete({'size': size})) for size in (8, 14))
+        for names in ('size steps seed test jobs data save load',
+                      'stage lr batch decay reconstruction known',
+                      'tokens patches width layers heads pieces mlp', 'temperature top-p'):
+            names = names.split()
+            found = [re.findall(r'^  --(\S+) \S+ +(\S.*)', section, re.M)
+                     for section in out.split('\n\n') if f'  --{names[0]} ' in section]
+            self.assertEqual([name for name, _ in found[-1]], names)
+            for name, text in found[-1]:
+                for value in {str(size[name.replace('-', '_')]) for size in (small, large)}:
+                    if name not in ('data', 'save', 'load'):
+                        self.assertIn(value.strip('[]').replace(' ', ''),
+                                      re.search(r' \(default:(.*)\)', text)[1].replace(' ', ''))
+        self.assertEqual((small['size'], large['size'], small['steps'], large['steps']),
+                         (8, 14, 450, 1250))
 
 class Reports(Runs):
     """What is printed."""
@@ -82,48 +111,74 @@ class Reports(Runs):
                          [(str(i % 10), names[i % 10]) for i in range(20)])
         self.assertEqual(len(re.findall('true:', self.accepted(r'\d/5 = ', *argv, 5))), 5)
 
+    def test_head(self):
+        """Two lines: what there is, and the size with each setting that is not its default."""
+        for count, size, argv, more in [
+                ('772', 8, self.tiny, ['steps 1', 'batch 1', 'tokens [2]', 'width 4']),
+                ('10,416', 8, ['--steps', 0, '--batch', 32], ['steps 0']),
+                ('17,888', 14, '--steps 0 --size 14 --lr 0.012'.split(), ['steps 0']),
+                ('17,888', 14, '--steps 0 --size 14 --lr 0.014 --top-p 0.5 --tokens 3,2'.split(),
+                 ['steps 0', 'lr 0.014', 'top_p 0.5'])]:
+            with self.subTest(argv):
+                argv = ['--data', self.data, '--jobs', 2, '--test', 2, *argv]
+                out = self.accepted('accuracy', *argv)
+                first, second, third = out.split('\n')[:3]
+                self.assertEqual(first, f'{count} parameters, 13 training images, 25 test images')
+                self.assertEqual(sorted(second.split(', ')), sorted(
+                    [f'size {size}', f'data {self.data}', 'test 2', *more]))
+                self.assertTrue(second.startswith('size ') and third.startswith('[0] true: zero'))
+
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, speak=lambda *_: ('seven', 0.5, 1.0))
+        self.patch(vlm, rebuilding_loss=lambda *_: 1.0, speak=lambda *_: iter(
+            [('s', 0.5), *((letter, 1.0) for letter in 'even>')]))
+        argv = [*self.tiny, '--steps', 0]
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):
-                out = self.accepted('accuracy', *self.tiny, '--test', 10, encoding=encoding)
+                out = self.accepted('accuracy', *argv, '--test', 10, encoding=encoding)
                 self.assertEqual(''.join(re.findall('seven (.) 50.0%$', out, re.M)),
                                  wrong * 7 + right + wrong * 2)
                 self.assertIn('error: 1.000 (', out)
                 self.assertIn('accuracy: 1/10 = 10.00% (95% interval 1.79-40.42)\n', out)
-        self.accepted(r': 0/2 = 0.00% \(95% interval 0.00-65.76\)', *self.tiny)
+        self.accepted(r': 0/2 = 0.00% \(95% interval 0.00-65.76\)', *argv)
         self.data.joinpath('t10k-labels-idx1-ubyte').write_bytes(idx(2049, 25, content=[7] * 25))
-        self.accepted(r': 9/9 = 100.00% \(95% interval 70.08-100.00\)', *self.tiny, '--test', 9)
+        self.accepted(r': 9/9 = 100.00% \(95% interval 70.08-100.00\)', *argv, '--test', 9)
 
     def test_same_again(self):
         """The same seed gives the same output, whatever --jobs; also on a console without ✓."""
+        argv = '--steps 2 --batch 20 --test 25 --temperature 1'.split()
         outs = []
-        for number in '1', '2':  # of jobs, and what the order of a set may depend on
+        for number in '1', '3':  # of jobs, and what the order of a set may depend on
             env = {'PYTHONIOENCODING': 'ascii', 'PYTHONHASHSEED': number}
-            process = self.popen('--steps', 2, '--batch', 3, '--jobs', number, env=env)
+            process = self.popen(*argv, '--jobs', number, env=env)
             outs.append(process.communicate(timeout=120)[0].decode('ascii'))
         self.assertEqual(*outs)
         self.assertRegex(outs[0], 'generated: [a-z<]* [+x] ')
-        argv = [*self.tiny, *'--steps 2 --batch 3 --seed 2'.split()]
-        self.assertNotEqual(outs[0], self.accepted('accuracy', *argv, encoding='ascii'))
+        outs += [self.accepted('accuracy', *self.tiny, *argv, '--seed', seed, encoding='ascii')
+                 for seed in (1, 2)]
+        outs = [out.split('\n', 2)[2] for out in outs]  # without the two lines of the head
+        self.assertEqual(outs[0], outs[2])
+        self.assertNotEqual(outs[0], outs[3])
 
     def test_progress(self):
-        """A line every hundred steps and at the last; on a terminal one that updates."""
-        self.patch(vlm, learn=lambda *_: iter([[2.0, 1.0]] * 250))
+        """A line every hundred steps and at the last, with the mean loss of the last hundred; on a
+        terminal one that updates."""
+        self.patch(vlm, learn=lambda *_: iter([9.0] * 150 + [1.0] * 100))
         argv = [*self.tiny, '--steps', 250, '--test', 25]
-        line = re.compile(r'^step (\d+)/250 .*2\.1.*2\.0.*1\.0.* s left$', re.M)
-        self.assertEqual(line.findall(run(*argv)[2]), ['100', '200', '250'])
+        line = re.compile(r'^step (\d+)/250 +loss (\d+\.\d+) .* s left$', re.M)
+        self.assertEqual(line.findall(run(*argv)[2]),
+                         [('100', '9.000'), ('200', '5.000'), ('250', '1.000')])
         err = run(*argv, tty=True)[2]
         self.assertLess(max(map(len, re.split('[\r\n]', err))), 80)
         self.assertEqual([line[:5] for line in err.split('\n')], ['\rstep', '\rtest', ''])
+        self.assertEqual([err.count(f'\rstep {step}/') for step in (0, 1, 249, 250)], [0, 1, 1, 1])
 
     def test_not_finite(self):
         """A loss that is not a number ends training; the weights of before stay on disk."""
         kept = self.folder / 'kept.json'
         kept.write_bytes(b'kept')
         for loss in math.nan, math.inf:
-            self.patch(vlm, learn=lambda *_: iter([[1.0, 1.0], [loss, 1.0]]))
+            self.patch(vlm, learn=lambda *_: iter([1.0, loss]))
             for tty in False, True:
                 argv = [*self.tiny, '--steps', 9, '--lr', 1e9, '--save', kept]
                 self.refused(1, 'step 2.*lower --lr', *argv, tty=tty)
@@ -135,64 +190,126 @@ class Weights(Runs):
         self.file = self.folder / 'weights.json'
         self.out = self.accepted('accuracy', *self.tiny, '--save', self.file)
         self.good = self.file.read_bytes()
+        self.load = ['--data', self.data, '--test', 2, '--jobs', 1, '--load', self.file]
+
+    def body(self, out):
+        """A report without its second line, which has the options"""
+        head, options, body = out.split('\n', 2)
+        self.assertRegex(options, '^size ')
+        return head, body
 
     def test_round_trip(self):
-        """Loaded weights are the saved ones to the last bit, speak alike and can train on."""
+        """Loaded weights are the saved ones to the last bit and speak alike; the form is plain."""
         copy = self.folder / 'copy.json'
-        argv = ['--data', self.data, '--load', self.file, '--test', 2, '--jobs', 1]
-        out = self.accepted('accuracy', *argv, '--steps', 0, '--save', copy)
-        self.assertEqual(copy.read_bytes(), self.good)
-        self.assertEqual(*(re.sub('^steps .*\n', '', text, flags=re.M) for text in (out, self.out)))
-        self.accepted('accuracy', *argv, '--steps', 1, '--save', self.file, '--width', 4)
-        self.assertNotEqual(self.file.read_bytes(), self.good)
-        self.assertEqual(*(json.loads(content)['settings']
-                           for content in (self.file.read_bytes(), self.good)))
+        for steps in [], ['--steps', 0]:
+            out = self.accepted('accuracy', *self.load, *steps, '--save', copy)
+            self.assertEqual(copy.read_bytes(), self.good)
+            self.assertEqual(self.body(out), self.body(self.out))
+        document = json.loads(self.good)
+        self.assertEqual(document['settings'], dict(
+            size=8, tokens=[2], patches=1, width=4, layers=1, heads=2, pieces=2, mlp=1))
+        self.assertEqual((list(document), {type(n) for n in document['numbers']},
+                          len(document['numbers'])), (['settings', 'numbers'], {float}, 772))
+        shown = json.dumps(document, indent=1, sort_keys=True)  # in another order, other spaces
+        self.file.write_text(shown.replace('0.0,', '0,'))       # and with whole numbers
+        self.assertEqual(self.body(self.accepted('accuracy', *self.load)), self.body(self.out))
+
+    def test_same_report(self):
+        """What --save has written --load reports alike, of whatever shape and however it speaks."""
+        speak = ['--data', self.data, '--save', self.file, *'--test 25 --jobs 1'.split()]
+        for argv in ('', '--size 14 --tokens 2,2,4 --patches 7 --layers 2 --pieces 1',
+                     '--tokens 3 --reconstruction 0 --heads 1 --mlp 3'):
+            for how in [], '--temperature 1 --top-p 0.9 --seed 3'.split():
+                with self.subTest(argv, how=how):
+                    out = self.accepted('accuracy', *self.tiny, *speak, *argv.split(), *how)
+                    again = self.accepted('accuracy', *speak, *how, '--load', self.file)
+                    self.assertEqual(self.body(out), self.body(again))
+
+    def test_learn_on(self):
+        """--load only speaks; with --stage, --steps, --lr or --batch it learns on."""
+        large = self.folder / 'large.json'
+        self.accepted('accuracy', *self.tiny, '--size', 14, '--save', large)
+        done = []
+        learn = lambda settings, *_: done.append(settings.steps) or []
+        with mock.patch.object(vlm, 'learn', learn):
+            for argv, steps in [('', 0), ('--known 1 --seed 2 --decay 0 --reconstruction 0', 0),
+                                ('--size 8 --tokens 2', 0), ('--stage joint', 450),
+                                ('--stage frozen-eye', 450), ('--lr 0.01', 450), ('--batch 2', 450),
+                                ('--steps 0', 0), ('--steps 7', 7), ('--steps 7 --stage eye', 7),
+                                ('--jobs 1 --temperature 1', 0)]:
+                with self.subTest(argv):
+                    done.clear()
+                    self.accepted('accuracy', *self.load, *argv.split())
+                    self.assertEqual(sum(done), steps)
+            self.accepted('accuracy', *self.load, '--load', large)
+            self.accepted('accuracy', *self.load, '--load', large, '--batch', 3)
+            self.assertEqual(done[-1], 1250)
+        status, _, err = run(*self.load)
+        self.assertEqual((status, err), (0, 'tested 2/2 images\n'))
+        on = [*self.load, '--steps', 2, '--batch', 3]
+        self.accepted('size 8, .*steps 2', *on, '--save', self.folder / 'on.json')
+        settings, numbers = vlm.parse(list(map(str, on)))
+        self.assertEqual(numbers, json.loads(self.good)['numbers'])
+        training, _ = vlm.load_digits(self.data, 8)
+        list(vlm.learn(settings, numbers, vlm.examples(settings, training)))
+        self.assertEqual(numbers, json.loads((self.folder / 'on.json').read_bytes())['numbers'])
 
     def test_contradiction(self):
         """An option that contradicts the file is wrong; one that agrees is not."""
-        argv = ['--data', self.data, '--load', self.file, '--steps', 0, '--test', 1, '--jobs', 1]
-        for option in ('--size 14|--width 8|--heads 1|--layers 2|--attention dot|--mlp 2'
-                       '|--degree2 2|--degree3 1|--degree4 1').split('|'):
+        for option in ('--size 14|--width 8|--heads 1|--layers 2|--pieces 1|--mlp 2|--patches 2'
+                       '|--tokens 1|--tokens 2,2|--tokens 3').split('|'):
             with self.subTest(option):
-                self.refused(2, 'contradicts', *argv, *option.split())
-        self.accepted('accuracy', *argv, *'--size 8 --heads 2 --attention tensor --seed 7'.split())
+                self.refused(2, f'{option.split()[0][2:]}.*contradicts', *self.load,
+                             *option.split())
+        self.accepted('accuracy', *self.load, *'''--size 8 --tokens 2 --heads 2 --layers 1
+            --pieces 2 --width 4 --mlp 1 --patches 1 --seed 7'''.split())
 
     def test_damaged(self):
         """Whatever is wrong with a weights file, one line says so."""
-        def changed(part, **changes):
-            document = json.loads(self.good)
-            document[part].update(changes)
-            return json.dumps(document).encode()
+        def changed(count=772, **changes):
+            return json.dumps({'settings': {**document['settings'], **changes},
+                               'numbers': [0.5] * count}).encode()
         def first(text):
-            return re.sub(rb'(\[\[)[^,]+', rb'\g<1>' + text.encode(), self.good, count=1)
+            return re.sub(rb'("numbers": \[)[^,]+', rb'\g<1>' + text.encode(), self.good)
+        def shapes(settings, real=vlm.shapes):
+            self.assertLess(settings.layers, 10 ** 6, 'this would fill the memory')
+            return real(settings)
+        self.patch(vlm, shapes=shapes)
         document = json.loads(self.good)
-        letter, names = document['weights']['letter'], list(document['weights'])
-        lacks = {name: matrix for name, matrix in document['weights'].items() if name != 'letter'}
+        numbers = document['numbers']
+        lacks = {name: value for name, value in document['settings'].items() if name != 'tokens'}
         cases = [b'', b'nonsense', b'null', b'1', b'[]', b'{}', b'"settings"', bytes(range(256)),
                  b'[' * 10 ** 6, b'{"settings":' * 10 ** 5, self.good[:-1], self.good + b'}',
                  *map(first, ['NaN', 'Infinity', '-Infinity', '1e999', '1' + '0' * 400,
                               '1' + '0' * 5000, '"1"', 'true', 'null', '[]', '{}', '1, 1']),
-                 *(changed('settings', **json.loads(f'{{{change}}}')) for change in '''
+                 *(changed(**json.loads(f'{{{change}}}')) for change in '''
                      "size": 14|"size": 9|"size": 8.0|"size": "8"|"size": null|"width": 4.0
                      |"width": 8|"width": 1000000000|"width": Infinity|"width": [4]|"heads": true
                      |"heads": 0|"heads": 4|"layers": true|"layers": 0|"layers": -1|"layers": 2
-                     |"layers": 1000000000|"layers": "x"|"mlp": 2|"mlp": 1.0|"attention": ["dot"]
-                     |"attention": 1|"degree2": -1|"degree2": 2|"degree3": 1|"degree4": 1|"steps": 1
-                     |"surprise": 1'''.split('|')),
-                 *(changed('weights', letter=value) for value in [
-                     None, {}, 'x' * len(letter), ['abcd'] * len(letter), [[]], letter[1:],
-                     letter[1:] + [[]], [[[1.0]] * 4] * len(letter)]),
-                 changed('weights', surprise=[]),
+                     |"layers": 1000000000|"layers": "x"|"mlp": 2|"mlp": 1.0|"pieces": ["dot"]
+                     |"pieces": 4|"pieces": 0|"pieces": 1.0|"pieces": null|"patches": 0
+                     |"patches": 2|"patches": 3|"patches": true|"tokens": 2|"tokens": "2"
+                     |"tokens": [2, 2]|"tokens": [3]|"tokens": [0]|"tokens": [5]|"tokens": [4]
+                     |"tokens": [2, 4]|"tokens": [2.0]|"tokens": ["2"]|"tokens": [[2]]
+                     |"tokens": [null]|"tokens": {"2": 1}|"tokens": null|"steps": 1|"surprise": 1
+                     |"vocabulary": ["e"]|"longest": 0|"stage": "joint"'''.split('|')),
+                 *(changed(772 + more, tokens=tokens) for tokens, more in [
+                     ([], -516), ([True], -256), ([4, 2, 2], 552)]),  # of the right length
                  *(json.dumps({**document, **change}).encode() for change in [
-                     {'weights': names}, {'weights': lacks}, {'weights': None}, {'weights': 1},
-                     {'settings': None}, {'settings': []}, {'settings': {}}])]
+                     {'numbers': dict.fromkeys(map(str, range(772)), 1)}, {'numbers': 'x' * 772},
+                     {'numbers': numbers[1:]}, {'numbers': [*numbers, 1.0]}, {'numbers': []},
+                     {'numbers': [numbers]}, {'numbers': [[n] for n in numbers]},
+                     {'numbers': None}, {'numbers': 772}, {'settings': None}, {'settings': []},
+                     {'settings': {}}, {'settings': lacks}, {'settings': list(lacks)}]),
+                 json.dumps({'settings': document['settings'], 'weights': numbers}).encode()]
         for number, content in enumerate(cases):
             with self.subTest(number, content=content[:170]):
                 self.file.write_bytes(content)
-                self.refused(1, 'weights.json', *self.tiny, '--load', self.file)
+                self.refused(1, 'weights.json', *self.load)
         for name in 'missing', 'images', 'weights.json/x', 'n' * 300:
             with self.subTest(name):
-                self.refused(1, name, *self.tiny, '--load', self.folder / name)
+                self.refused(1, name, *self.load, '--load', self.folder / name)
+        self.refused(1, '', *self.load, '--load', '')
 
     def test_cannot_save(self):
         """Where --save cannot write is known before learning begins, and nothing is replaced."""
@@ -205,7 +322,8 @@ class Weights(Runs):
         for name in names:
             with self.subTest(name):
                 path = name and self.folder / name
-                self.refused(1, 'cannot be written', *self.tiny, '--save', path)
+                words = {'': 'not a regular', '/': 'not a regular', 'link': 'pipe'}.get(name, name)
+                self.refused(1, words, *self.tiny, '--save', path)
 
     @unittest.skipUnless(hasattr(os, 'mkfifo'), 'links need privileges here')
     def test_save_to_link(self):
@@ -221,7 +339,7 @@ class Weights(Runs):
         """Whatever happens during --save, the earlier file is whole until the new one is."""
         def stop(part, path, error):
             self.assertEqual(Path(path).read_bytes(), self.file.read_bytes())
-            self.assertIn('weights', json.loads(Path(part).read_bytes()))
+            self.assertIn('numbers', json.loads(Path(part).read_bytes()))
             raise error
         for status, error in (1, OSError(28, 'No space left')), (130, KeyboardInterrupt()):
             for function in 'replace', 'write_bytes':
@@ -234,30 +352,74 @@ class Weights(Runs):
                     with failing:
                         got, _, err = run(*self.tiny, '--seed', 2, '--save', self.file)
                     self.assertEqual((got, err.count('vlm.py: ')), (status, status == 1), err)
+                    self.assertEqual('No space left' in err, status == 1)
                     self.assertEqual(self.contents(), before)
 
     def test_nothing_worthless(self):
-        """Weights that --load would refuse do not replace others."""
+        """Weights that --load would refuse do not replace others; nor is there a traceback."""
         document = json.loads(self.good)
-        for name, size in ('eye.degree2.0', 1e-20), ('eye.degree2.1', 1e94):  # inf as gradient
-            document['weights'][name] = [[size] * 64] * 4
-        self.file.write_text(json.dumps(document))
-        self.refused(1, '(finite|nan|inf)', *self.tiny, '--load', self.file, '--save', self.file)
+        for large in 1e94, 1e60:  # gradients that are infinite, or whose squares would be
+            with self.subTest(large):
+                document['numbers'][:512] = [*[1e-20] * 256, *[large] * 256]
+                self.file.write_text(json.dumps(document))
+                argv = [*self.tiny, '--load', self.file, '--save', self.file]
+                if large == 1e94:
+                    self.refused(1, '(finite|nan|inf)', *argv)
+                else:
+                    self.accepted('accuracy', *argv)
+                self.accepted('accuracy', *self.load)
+
+class Stages(Runs):
+    """Stages carried on by files: of TINY's 772 numbers, the first 512 are the eye's."""
+    def stage(self, *argv):
+        """A run that saves -> the eye's numbers, the mouth's"""
+        self.accepted('accuracy', *self.tiny, *argv, '--save', self.folder / 'w')
+        numbers = json.loads((self.folder / 'w').read_bytes())['numbers']
+        return numbers[:512], numbers[512:]
+
+    def test_stages(self):
+        """Each changes its own part and no other by a bit, whatever stage has gone before."""
+        for first, second in itertools.product(['', 'eye', 'mouth', 'joint'], vlm.STAGES):
+            with self.subTest(second, after=first):
+                load = ['--load', self.folder / 'w'] if first else []
+                before = self.stage(*'--steps 3 --stage'.split(), first) if first else self.stage(
+                    '--steps', 0)
+                after = self.stage(*load, '--steps', 3, '--stage', second)
+                self.assertEqual([a != b for a, b in zip(before, after)], {
+                    'joint': [True, True], 'eye': [True, False], 'mouth': [False, True],
+                    'frozen-eye': [False, True], 'frozen-mouth': [True, False]}[second])
+                changed = [sum(a != b for a, b in zip(*pair)) for pair in zip(before, after)]
+                self.assertTrue(all(count == 0 or count > 100 for count in changed), changed)
+
+    def test_what_is_learned(self):
+        """The eye learns without names, the mouth without images."""
+        black = {name: content[:16] + bytes(len(content) - 16) if 'images' in name else content
+                 for name, content in digits(13, 25).items()}
+        eights = {name: content[:8] + b'\x08' * 25 if 'labels' in name else content
+                  for name, content in digits(25, 25).items()}
+        found = {}
+        for name, files in ('', digits(25, 25)), ('black', black), ('eights', eights):
+            data = write(self.folder / f'data{name}', files)
+            for stage in 'eye', 'mouth':
+                found[stage, name] = self.stage('--data', data, '--steps', 3, '--stage', stage)
+        self.assertEqual(found['eye', ''], found['eye', 'eights'])
+        self.assertNotEqual(found['eye', ''], found['eye', 'black'])
+        self.assertNotEqual(found['mouth', ''], found['mouth', 'eights'])
 
 class Interruptions(Runs):
     """Ctrl-C, and readers that have seen enough."""
     def test_interrupt(self):
         """Ctrl-C ends training, not the program; another one ends everything at once."""
         def learn(*_):
-            yield [1.0, 1.0]
+            yield 1.0
             raise KeyboardInterrupt
         self.patch(vlm, learn=learn)
         status, out, err = run(*self.tiny, '--steps', 9, '--save', self.folder / 'saved')
         self.assertEqual(status, 0)
         self.assertIn('interrupted', err)
         self.assertIn('test accuracy', out)
-        self.assertIn('weights', json.loads((self.folder / 'saved').read_bytes()))
-        for function in 'load_digits', 'first_weights', 'save', 'report', 'speak':
+        self.assertIn('numbers', json.loads((self.folder / 'saved').read_bytes()))
+        for function in 'load_digits', 'first_numbers', 'save', 'report', 'speak':
             failing = mock.patch.object(vlm, function, side_effect=KeyboardInterrupt)
             with self.subTest(function), failing:
                 status, _, err = run(*self.tiny, '--save', self.folder / 'saved')
@@ -270,11 +432,13 @@ class Interruptions(Runs):
         write(self.data, {'t10k-images-idx3-ubyte': black,
                           't10k-labels-idx1-ubyte': idx(2049, 3000, content=bytes(3000))})
         for status, waits, jobs, test in [(0, [b'step 100/'], 2, 10),
-                                          (130, [b'step 100/', b'interrupted'], 1, 3000)]:
-            with self.subTest(status=status):
-                saved = self.folder / f'saved{status}'
+                                          (130, [b'step 100/', b'interrupted'], 1, 3000),
+                                          (130, [b'step 100/', b'tested 1000/'], 2, 3000)]:
+            with self.subTest(status=status, jobs=jobs):
+                saved = self.folder / f'saved{status}{jobs}'
                 process = self.popen(
                     '--steps', 10 ** 9, '--save', saved, '--test', test, '--jobs', jobs,
+                    '--batch', 9 if jobs > 1 else 1,
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                     start_new_session=True)
                 for wait in waits:
@@ -290,7 +454,7 @@ class Interruptions(Runs):
                 self.assertEqual(b'test accuracy' in out, not status)
                 self.assertFalse([path for path in self.folder.iterdir() if path.suffix == '.part'])
                 if not status:
-                    self.assertIn('weights', json.loads(saved.read_bytes()))
+                    self.assertIn('numbers', json.loads(saved.read_bytes()))
 
     @unittest.skipIf(os.name == 'nt', 'a closed pipe is another error on Windows')
     def test_closed_output(self):

@@ -1,6 +1,6 @@
 """Data: IDX files, the download, the bundled digits. Its functions serve test_cli.py too."""
-import ast, contextlib, gc, gzip, hashlib, http.server, io, os, random, shutil, socket, struct
-import subprocess, sys, tempfile, threading, unittest
+import ast, contextlib, gc, gzip, hashlib, http.server, io, itertools, os, random, shutil, socket
+import struct, subprocess, sys, tempfile, threading, unittest
 from pathlib import Path
 from unittest import mock
 
@@ -9,9 +9,8 @@ import vlm
 PROGRAM = Path(vlm.__file__).resolve()
 LAST_LINES = compile(ast.Module(ast.parse(PROGRAM.read_text('utf-8')).body[-1].body, []),
                      str(PROGRAM), 'exec')  # what `if __name__ == '__main__'` guards
-TINY = ('--width 4 --heads 2 --layers 1 --mlp 1 --degree2 1 --degree3 0 --degree4 0 '
-        '--steps 1 --batch 1 --test 2 --jobs 1').split()
-NOTICES = 'usage:', ' ', 'step ', 'tested ', 'downloading ', 'downloaded ', '\r'
+TINY = '--width 4 --tokens 2 --steps 1 --batch 1 --test 2 --jobs 1'.split()
+NOTICES = 'usage:', ' ', 'step ', 'tested ', 'downloading ', '\r'
 
 def run(*argv, encoding='utf-8', tty=False):
     """Run the program in this process -> its exit status, standard output, standard error."""
@@ -151,7 +150,11 @@ class Folders(Case):
                 if name.endswith('.gz'):
                     del files[images]
                 data = write(self.folder / f'{number}', files)
-                self.refused(1, name.split('-')[0], '--data', data, *TINY)
+                words = f'{name} is damaged, or not an IDX file of ' + (
+                    'labels' if name == labels else '.*28')
+                if what in ('fewer labels', 'more labels', 'label 10'):
+                    words = 't10k labels'  # which by themselves could be right
+                self.refused(1, words, '--data', data, *TINY)
         (self.folder / '0' / images).unlink()
         (self.folder / '0' / images).mkdir()
         self.refused(1, images, '--data', self.folder / '0', *TINY)
@@ -166,11 +169,16 @@ class Folders(Case):
 
     def test_order(self):
         """Each image but the last twelfth once, shuffled by the seed, then all over again."""
-        first, second, other = (vlm.shuffled(list(range(25)), seed) for seed in (1, 1, 2))
-        first, second, other = ([next(it) for _ in range(46)] for it in (first, second, other))
-        self.assertEqual([sorted(first[:23]), sorted(first[23:])], [list(range(23))] * 2)
+        self.patch(vlm, prepare=lambda settings, pixels: pixels)
+        given = [(i, i % 10) for i in range(25)]
+        first, second, other = ([*itertools.islice(vlm.examples(vlm.complete({'seed': seed}),
+                                                                given), 46)] for seed in (1, 1, 2))
+        expected = [(i, f'<{vlm.NAMES[i % 10]}>') for i in range(23)]
+        self.assertEqual([sorted(first[:23]), sorted(first[23:])], [expected] * 2)
+        self.assertEqual(given, [(i, i % 10) for i in range(25)])
         self.assertEqual(first, second)
-        self.assertNotEqual(first, other)
+        for again in first[23:], other[:23], expected:
+            self.assertNotEqual(first[:23], again)
 
     def test_bundled(self):
         """Without network, size 8 and no --data: the bundled digits; nothing else falls back."""
@@ -179,16 +187,16 @@ class Folders(Case):
         empty = write(self.folder / 'empty', {})
         status, out, err = run(*TINY)
         self.assertEqual(status, 0, err)
-        self.assertRegex(err, r'^MNIST.* 7 \+ 4 bundled.*MNIST')
+        self.assertRegex(err, r'^MNIST cannot be downloaded, so the bundled digits are used\n')
+        self.assertRegex(out, '^[0-9]+ parameters, 7 training images, 4 test images\n')
         for argv in ['--size', 14], ['--data', empty], ['--data', home]:
             with self.subTest(argv):
                 self.refused(1, 'MNIST cannot be downloaded.* put ', *argv)
         for name in bundled:
             with self.subTest('lacks ' + name):
-                content = (home / name).read_bytes()
+                write(home, bundled)
                 (home / name).unlink()
                 self.refused(1, 'data', *TINY)
-                (home / name).write_bytes(content)
         vlm.__file__ = str(PROGRAM)
         bundled = lambda folder, name, find=vlm.find: 'optdigits' in name and find(folder, name)
         self.patch(vlm, find=bundled, download=lambda *_: False)
@@ -291,6 +299,10 @@ class Downloads(Case):
             with self.subTest(kinds):
                 self.mirrors(*kinds)
                 self.refused(1, words)
+                if words == 'wrong content':  # nor do other digits take its place
+                    write(self.home, digits(7, 4, 8, ('optdigits-train', 'optdigits-test')))
+                    self.refused(1, words, *TINY)
+                    shutil.rmtree(self.home)
 
     def test_interrupted(self):
         """Ctrl-C ends a download with status 130; a full disk with one line; no file is left."""

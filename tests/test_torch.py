@@ -1,8 +1,10 @@
 """Loss and every gradient against the same model in PyTorch, in float64."""
+import itertools
 import unittest
 
 import vlm
-from tests.benchmark import TOLERANCE, choose, random_weights, vlm_gradient
+from tests.benchmark import TOLERANCE, choose, prepared, random_numbers, vlm_gradient
+from tests.tools import names
 
 try:
     import torch
@@ -13,73 +15,81 @@ else:
     from tests.benchmark import torch_gradient
 
 DIGITS = vlm.read_digits(vlm.Path(vlm.__file__).resolve().parent / 'data', 'optdigits-train', 8)
-TINY = dict(width=4, heads=1, layers=2, mlp=2, degree2=1, degree3=2, degree4=1, batch=3)
+TINY = dict(width=4, heads=1, layers=2, mlp=2, tokens=[2, 3, 3, 4], batch=3)
 
 
 @unittest.skipUnless(torch, 'PyTorch is not installed')
 class Torch(unittest.TestCase):
-    """vlm.learn() and PyTorch have the same loss and the same gradient."""
+    """vlm.py and PyTorch have the same loss and the same gradient."""
 
-    def check(self, *size, **changes):
+    def check(self, **changes):
         """One batch of both engines, with names of different lengths in it"""
-        settings = choose(*size, **changes)
-        weights, batch = random_weights(settings), DIGITS[:settings.batch]
-        with self.subTest(**vars(settings)):
-            expected_loss, expected = torch_gradient(weights, settings, batch)
-            loss, grad = vlm_gradient(weights, settings, batch)
+        settings = choose(**changes)
+        numbers = random_numbers(settings)
+        with self.subTest(**changes):
+            batch = prepared(settings, DIGITS[:settings.batch])
+            expected_loss, expected = torch_gradient(settings, numbers, batch)
+            loss, grad = vlm_gradient(settings, numbers, batch)
             self.assertAlmostEqual(loss, expected_loss, delta=TOLERANCE)
             self.assertEqual(len(grad), len(expected))
-            names = [name for name, matrix in weights.items() for row in matrix for _ in row]
             moved = set()
-            for name, g, e in zip(names, grad, expected):
+            for name, g, e in zip(names(settings), grad, expected):
                 self.assertLessEqual(abs(g - e), TOLERANCE, name)
                 moved |= {name} if e else set()
-            self.assertEqual(moved, set(names), 'the gradient of a whole matrix is zero')
+            self.assertEqual(moved, set(names(settings)), 'the gradient of a matrix is zero')
 
     def test_tiny(self):
-        """Two layers, all degrees; both attentions, with and without reconstruction"""
-        for attention in 'tensor', 'dot':
-            for reconstruction in 0.7, 0.0:
-                self.check(attention=attention, reconstruction=reconstruction, **TINY)
+        """Two layers, degrees 2 to 4; both attentions, with and without reconstruction."""
+        for pieces, reconstruction in itertools.product((1, 2), (0.7, 0.0)):
+            self.check(**TINY, pieces=pieces, reconstruction=reconstruction)
 
-    def test_heads_and_degrees(self):
-        """Two heads, one image; and eyes that lack a degree"""
-        self.check(**{**TINY, 'heads': 2, 'batch': 1})
-        self.check(**{**TINY, 'degree4': 0})
-        self.check(**{**TINY, 'patches': 2, 'degree1': 1})
-        self.check(**{**TINY, 'degree3': 0, 'degree2': 2})
-        self.check(**{**TINY, 'degree2': 0, 'degree4': 0, 'reconstruction': 0.0})
+    def test_known(self):
+        """Letters that are known, of these random weights' some, teach nothing."""
+        settings = choose(**TINY)
+        batch = prepared(settings, DIGITS[:3])
+        losses = [vlm_gradient(choose(**TINY, known=known), random_numbers(settings), batch)[0]
+                  for known in (0.0, 0.1, 1.0)]
+        self.assertEqual(sorted(set(losses)), losses)  # so some are, at 0.1
+        self.check(**TINY, known=0.1)
+
+    def test_heads_and_pieces(self):
+        """Two heads of one or two pieces, one of four; one image."""
+        for heads, pieces in (2, 1), (2, 2), (1, 4):
+            self.check(**{**TINY, 'heads': heads, 'pieces': pieces, 'batch': 1})
+
+    def test_degrees(self):
+        """Eyes that lack a degree, have one twice, or have only one."""
+        for tokens in [1], [2], [3], [1, 2, 3], [2, 2, 4], [1, 1, 3]:
+            self.check(**{**TINY, 'tokens': tokens})
+
+    def test_patches(self):
+        """The patches share their weights; each has its own contrast."""
+        for patches, tokens in (2, [1, 2, 3, 4]), (4, [2, 2]):
+            self.check(**{**TINY, 'patches': patches, 'tokens': tokens})
 
     def test_defaults(self):
-        """The default models of both sizes"""
-        for size in 8, 14:
-            for attention in 'tensor', 'dot':
-                self.check(size, attention=attention)
+        """The default models of both sizes, with both attentions; a batch of several portions."""
+        for size, pieces in itertools.product((8, 14), (1, 2)):
+            self.check(size=size, pieces=pieces, batch=vlm.PORTION + 2)
 
     def test_speaks(self):
-        """The study's accuracy in PyTorch: as many names right as vlm.py speaks, after learning"""
-        settings = choose(batch=16, lr=0.014, steps=40)
-        weights = vlm.first_weights(settings)
-        for _ in vlm.learn(weights, settings, iter(DIGITS)):
+        """After learning, PyTorch's greedy decoding has as many names right as vlm.py speaks."""
+        settings = choose(batch=16, lr=0.03, steps=30)
+        numbers = vlm.first_numbers(settings)
+        for _ in vlm.learn(settings, numbers, iter(prepared(settings, DIGITS[:480]))):
             pass
-        rest = DIGITS[-100:]
-        data = vlm.numbers(weights)
-        gram = vlm.hadamard(*[vlm.pairs(data[f'eye.degree2.{i}']) for i in range(2)])
-        right = sum(vlm.speak(weights, settings, gram, pixels)[0] == vlm.NAMES[label]
-                    for pixels, label in rest)
+        rest = prepared(settings, DIGITS[-100:])
+        weights, right = vlm.matrices(settings, numbers), 0
+        for x, text in rest:
+            cache = vlm.prefill(weights, settings, vlm.see(weights, settings, x))
+            spoken = vlm.speak(weights, settings, cache)
+            right += ''.join(letter for letter, _ in spoken) == text[1:]
         self.assertGreater(right, 20)  # of 100: it has learned
+        images, texts = zip(*rest)
         accuracy = torch_model.accuracy(
-            torch_model.parameters(weights, torch.float32), settings,
-            torch_model.downscale([pixels for pixels, _ in rest], 8),
-            torch.tensor([label for _, label in rest]))
+            torch_model.parameters(settings, numbers, torch.float64), settings,
+            torch.tensor(images, dtype=torch.float64), *torch_model.encode(settings, texts))
         self.assertAlmostEqual(accuracy, right / len(rest))
-
-    def test_downscale(self):
-        """Bins that own parts of pixels: 28 less a border of 3, to 14"""
-        pixels = bytes(range(256)) * 3 + bytes(16)
-        expected = vlm.rmsnorm(vlm.downscale(pixels, 14))
-        for a, b in zip(torch_model.downscale([pixels], 14)[0].tolist(), expected):
-            self.assertAlmostEqual(a, b, delta=1e-5)
 
 
 if __name__ == '__main__':

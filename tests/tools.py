@@ -1,23 +1,21 @@
 """What the tests of the mathematics share: tiny models, finite differences, and the whole model
-once more in plain floats, as its formulas say it and without any function of vlm.py."""
-import argparse
+once more in plain floats, as its formulas say it and without any function of vlm.py: all positions
+of a text at once, and what the eye rebuilds in all its pairs of pixels."""
 import gc
-import itertools
 import math
 import random
 import unittest
-from operator import mul
 
 import vlm
 
+EPSILON = 1e-5  # what RMSNorm adds to the mean square
+
 
 def tiny(**changes):
-    """The default settings of size 8, changed to a model of few weights, then as asked for"""
-    defaults = {name: row[0] for name, row in vlm.SETTINGS.items()}
-    small = dict(size=2, attention='tensor', stages='joint', width=4, heads=1, layers=2, mlp=1,
-                 degree2=1, degree3=1, degree4=1, batch=2, steps=1, reconstruction=0.7, hard=0.0,
-                 seed=1)
-    return argparse.Namespace(**{**defaults, **small, **changes})
+    """Settings of a model of few weights that spells with the letters a, b and c, or as asked for"""
+    small = dict(size=2, tokens=[2, 3, 4], width=4, heads=1, layers=2, batch=2, steps=1,
+                 reconstruction=0.7, known=1.0, vocabulary='<>abc', longest=4)
+    return vlm.complete({**small, **changes})
 
 
 def gauss(count, seed, spread=1.0):
@@ -26,40 +24,43 @@ def gauss(count, seed, spread=1.0):
     return [rng.gauss(0, spread) for _ in range(count)]
 
 
-def random_weights(settings, seed=5):
-    """Weights as Values, none of them zero, so that each of them matters"""
-    shapes = vlm.matrix_shapes(settings)
-    flat = gauss(sum(rows * columns for rows, columns in shapes.values()), seed, 0.6)
-    return matrices(shapes, map(vlm.Value, flat))
+def names(settings):
+    """For each number of the model, the name of its matrix"""
+    return [name for name, shape in vlm.shapes(settings).items() for _ in range(math.prod(shape))]
 
 
-def matrices(shapes, flat):
-    """Numbers in the order of the weights -> the weights: name -> matrix"""
-    flat = iter(flat)
-    return {name: [vlm.vector([next(flat) for _ in range(columns)]) for _ in range(rows)]
-            for name, (rows, columns) in shapes.items()}
+def random_numbers(settings, seed=5):
+    """Numbers of a model, none of them zero, so that each of them matters"""
+    return gauss(len(names(settings)), seed, 0.6)
 
 
-def flatten(weights):
-    """name -> matrix, as one flat list"""
-    return [v for matrix in weights.values() for row in matrix for v in row]
+def matrices(settings, numbers):
+    """The numbers as name -> matrix"""
+    numbers = iter(numbers)
+    return {name: [[next(numbers) for _ in range(columns)] for _ in range(rows)]
+            for name, (rows, columns) in vlm.shapes(settings).items()}
 
 
 def rows(x, n):
     """x [m * n] -> [m][n]"""
-    return [vlm.vector(x[i:i + n]) for i in range(0, len(x), n)]
+    return [x[i:i + n] for i in range(0, len(x), n)]
 
 
 def slopes(function, x, step=1e-5):
-    """Central finite differences of function(x) with respect to each element of x"""
+    """Central finite differences of function(x) by each element of x"""
     def moved(i, by):
         return function(x[:i] + [x[i] + by] + x[i + 1:])
     return [(moved(i, step) - moved(i, -step)) / (2 * step) for i in range(len(x))]
 
 
+def dot(x, y):
+    """The sum of the products"""
+    return sum(a * b for a, b in zip(x, y))
+
+
 def product(matrix, x):
     """Matrix times vector"""
-    return [sum(a * b for a, b in zip(row, x)) for row in matrix]
+    return [dot(row, x) for row in matrix]
 
 
 def plus(x, y):
@@ -69,89 +70,102 @@ def plus(x, y):
 
 def norm(x):
     """RMSNorm"""
-    return [v / math.sqrt(sum(u * u for u in x) / len(x) + vlm.NORM_EPSILON) for v in x]
+    return [v / math.sqrt(dot(x, x) / len(x) + EPSILON) for v in x]
 
 
-def softmax(z, temperature=1.0):
+def softmax(z):
     """The textbook formula"""
-    return [math.exp(v / temperature) / sum(math.exp(u / temperature) for u in z) for v in z]
+    return [math.exp(v) / sum(map(math.exp, z)) for v in z]
 
 
-def attention(kind, heads, query, keys, values):
-    """The textbook formula; for tensor, on the explicit Kronecker product of a head's halves"""
+def attend(settings, query, keys, values):
+    """The textbook formula for each head, on the explicit Kronecker product of its pieces
+    -> the mixture of values, the shares of each head"""
     def whole(x):
-        half = len(x) // 2
-        return x if kind == 'dot' else [a * b for a in x[:half] for b in x[half:]]
-    size, out = len(query) // heads, []
+        out = [1.0]
+        for piece in rows(x, len(x) // settings.pieces):
+            out = [a * b for a in out for b in piece]
+        return out
+    size, out, shares = len(query) // settings.heads, [], []
     for own in [slice(i, i + size) for i in range(0, len(query), size)]:
         q = whole(query[own])
-        scores = [v / math.sqrt(len(q)) for v in product([whole(key[own]) for key in keys], q)]
-        out += product(zip(*[value[own] for value in values]), softmax(scores))
-    return out
+        scores = product([whole(key[own]) for key in keys], q)
+        shares.append(softmax([score / math.sqrt(len(q)) for score in scores]))
+        out += product(zip(*[value[own] for value in values]), shares[-1])
+    return out, shares
 
 
-def gram(left, right):
-    """The products of all pairs of rows, in one matrix after the other, multiplied"""
-    return [[math.prod(sum(map(mul, m[i], m[j])) for m in (left, right)) for j in range(len(left))]
-            for i in range(len(left))]
+def look(w, settings, patch):
+    """Weights, settings, a patch -> its vision tokens"""
+    tokens = []
+    for number, degree in enumerate(settings.tokens):
+        if degree == 4:
+            f = sum([t for d, t in zip(settings.tokens, tokens) if d == 2], [])
+            inputs = list(map(norm, (f[:len(f) // 2], f[len(f) // 2:])))
+        elif degree == 3:
+            inputs = [norm([v - sum(patch) / len(patch) for v in patch])] * 3
+        else:
+            inputs = [patch] * degree
+        factors = [product(w[f'eye{number}.{i}'], x) for i, x in enumerate(inputs)]
+        tokens.append(list(map(math.prod, zip(*factors))))
+    return tokens
 
 
-def materialised(left, right, x):
-    """||sum_j f_j l_j (x) r_j - x (x) x||^2 / n^2, in all its n^2 elements"""
-    triples = list(zip(map(mul, product(left, x), product(right, x)), left, right))
-    return sum((sum(f * l[p] * r[q] for f, l, r in triples) - x[p] * x[q]) ** 2
-               for p in range(len(x)) for q in range(len(x))) / len(x) ** 2
-
-
-def squares(x, count):
-    """The count * count patches of a square image, by their pixels' coordinates"""
-    side = math.isqrt(len(x))
-    own = [(i // side * count // side, i % side * count // side) for i in range(len(x))]
-    return [[v for v, at in zip(x, own) if at == place]
-            for place in itertools.product(range(count), repeat=2)]
-
-
-def forward(w, s, x, letters):
-    """Weights, settings, image -> logits after each letter: all positions at once, no cache"""
-    def code(degree, inputs):
-        factors = [product(w[f'eye.degree{degree}.{i}'], v) for i, v in enumerate(inputs)]
-        return [math.prod(column) for column in zip(*factors)]
-    tokens, contrast = [], norm([v - sum(x) / len(x) for v in x])
-    for patch, c in zip(squares(x, s.patches), squares(contrast, s.patches)):
-        two = code(2, [patch] * 2)
-        halves = [norm(half) for half in rows(two, max(len(two) // 2, 1))]
-        latents = code(1, [patch]) + two + code(3, [c] * 3) + code(4, halves)
-        tokens += rows(latents, s.width)
-    tokens += [w['letter'][vlm.VOCABULARY.index(letter)] for letter in letters]
-    xs = list(map(plus, tokens, w['position']))
-    for layer in range(s.layers):
+def spell(w, settings, tokens, letters):
+    """Vision tokens of all patches, letters -> the logits after each letter, the shares that each
+    token takes [layers][tokens][heads]"""
+    hs = [plus(token, w['mouth.vision_position'][i]) for i, token in enumerate(sum(tokens, []))]
+    hs += [plus(w['mouth.embedding'][settings.vocabulary.index(letter)], w['mouth.text_position'][i])
+           for i, letter in enumerate(letters)]
+    shares = []
+    for layer in range(settings.layers):
         def project(name, vectors):
-            return [product(w[f'layer{layer}.{name}'], v) for v in vectors]
-        queries, keys, values = (project(n, map(norm, xs)) for n in ('query', 'key', 'value'))
-        mixed = [attention(s.attention, s.heads, query, keys[:i + 1], values[:i + 1])
-                 for i, query in enumerate(queries)]
-        xs = list(map(plus, xs, project('output', mixed)))
-        hidden = [[max(v, 0.0) for v in y] for y in project('up', map(norm, xs))]
-        xs = list(map(plus, xs, project('down', hidden)))
-    return [product(w['head'], norm(x)) for x in xs[-len(letters):]]
+            return [product(w[f'mouth{layer}.{name}'], v) for v in vectors]
+        queries, keys, values = [project(n, map(norm, hs)) for n in ('query', 'key', 'value')]
+        fetched, own = zip(*[attend(settings, query, keys[:i + 1], values[:i + 1])
+                             for i, query in enumerate(queries)])
+        shares.append(own)
+        hs = list(map(plus, hs, project('output', fetched)))
+        hidden = [[max(v, 0.0) for v in h] for h in project('up', map(norm, hs))]
+        hs = list(map(plus, hs, project('down', hidden)))
+    return [product(w['mouth.logits'], norm(h)) for h in hs[-len(letters):]], shares
 
 
-def image_losses(w, s, pixels, label):
-    """Mean cross-entropy of the hard letters, over all; error of the materialised reconstruction"""
-    x, text = norm(pixels), '<' + vlm.NAMES[label] + '>'
-    logits = forward(w, s, x, text[:-1])
-    letters = [-math.log(softmax(z)[vlm.VOCABULARY.index(target)])
-               for z, target in zip(logits, text[1:])]
-    errors = [materialised(w['eye.degree2.0'], w['eye.degree2.1'], patch)
-              for patch in squares(x, s.patches)]
-    return sum(v for v in letters if v >= s.hard) / len(letters), sum(errors) / len(errors)
+def naming(w, settings, tokens, text):
+    """Mean cross-entropy of the letters; those that are known count as 0"""
+    probs = [softmax(z)[settings.vocabulary.index(letter)]
+             for z, letter in zip(spell(w, settings, tokens, text[:-1])[0], text[1:])]
+    return sum(-math.log(p) for p in probs if p <= settings.known) / len(probs)
+
+
+def rebuilding(w, settings, patches):
+    """The part of the products of all pairs of pixels, element by element, that is not rebuilt"""
+    missing = everything = 0.0
+    for p in patches:
+        triples = [(dot(l, p) * dot(r, p), l, r)
+                   for number, degree in enumerate(settings.tokens) if degree == 2
+                   for l, r in zip(w[f'eye{number}.0'], w[f'eye{number}.1'])]
+        for i, j in [(i, j) for i in range(len(p)) for j in range(len(p))]:
+            rebuilt = sum(f * l[i] * r[j] for f, l, r in triples)
+            missing += (rebuilt - p[i] * p[j]) ** 2
+            everything += (p[i] * p[j]) ** 2
+    return missing / (everything or 1.0)
+
+
+def loss(stage, w, settings, x, text):
+    """An image, patch by patch, and a text -> their loss in a stage"""
+    patches = rows(x, len(x) // settings.patches ** 2)
+    tokens = [look(w, settings, patch) for patch in patches if stage != 'mouth']
+    letters = naming(w, settings, tokens, text) if stage != 'eye' else 0.0
+    error = rebuilding(w, settings, patches) if stage != 'mouth' else 0.0
+    return letters + settings.reconstruction * error
 
 
 class Case(unittest.TestCase):
     """A test that leaves no graph behind and can compare lists of numbers."""
     def setUp(self):
         self.addCleanup(vlm.Value.tape.clear)
-        self.addCleanup(gc.enable)  # gradients() disables it
+        self.addCleanup(gc.enable)  # vlm.gradient() disables it
 
     def assertNear(self, actual, expected, tolerance=1e-12):
         self.assertEqual(len(actual), len(expected))

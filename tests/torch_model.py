@@ -8,35 +8,59 @@ import torch.nn.functional as F
 
 import vlm
 
-TEXT = torch.tensor([[vlm.VOCABULARY.index(letter) for letter in
-                      (vlm.BOS + name + vlm.EOS).ljust(vlm.LONGEST + 1, vlm.EOS)]
-                     for name in vlm.NAMES])                               # [digits][1 + LONGEST]
-LENGTH = torch.tensor([len(name) + 1 for name in vlm.NAMES])               # [digits]
-SHARE = (torch.arange(vlm.LONGEST) < LENGTH[:, None]) / LENGTH[:, None].double()  # of a letter
 FUTURE = torch.ones(512, 512, dtype=torch.bool).triu(1)                    # [to][from]
 
 
-def parameters(weights, dtype):
-    """vlm's weights (Values) -> name -> tensor [m][n] that wants a gradient; empty ones left out"""
-    return {name: torch.tensor([[value.data for value in row] for row in matrix], dtype=dtype,
-                               requires_grad=True) for name, matrix in weights.items() if matrix}
+def parameters(settings, numbers, dtype):
+    """vlm's numbers -> name -> tensor [rows][columns] that wants a gradient"""
+    shapes = vlm.shapes(settings)
+    parts = torch.tensor(numbers, dtype=dtype).split(list(map(math.prod, shapes.values())))
+    return {name: part.view(shape).clone().requires_grad_()
+            for part, (name, shape) in zip(parts, shapes.items())}
 
 
-def cut(x, patches):
-    """square images x [batch][n] -> their square patches [batch][patches^2][n / patches^2]"""
-    part = math.isqrt(x.shape[1]) // patches
-    return x.unflatten(1, (patches, part, patches, part)).transpose(2, 3).flatten(3).flatten(1, 2)
+def encode(settings, texts):
+    """texts -> their letters as indices, padded [batch][longest], share of each predicted letter in
+    the loss of its text, 0 for padding [batch][longest - 1]"""
+    longest = max(map(len, texts))
+    text = torch.tensor([[settings.vocabulary.index(letter) for letter in
+                          text.ljust(longest, vlm.EOS)] for text in texts])
+    length = torch.tensor([[len(text) - 1] for text in texts])
+    return text, (torch.arange(longest - 1) < length) / length.double()
 
 
 def rmsnorm(x):
     """x [..., n] -> [..., n] with mean square 1"""
-    return F.rms_norm(x, x.shape[-1:], eps=vlm.NORM_EPSILON)
+    return F.rms_norm(x, x.shape[-1:], eps=1e-5)
 
 
-def latents(weights, degree, inputs):
-    """inputs [factors] of [batch][n] -> products of one dot product per factor [batch][latents]"""
-    matrices = [weights[f'eye.degree{degree}.{factor}'] for factor in range(len(inputs))]
-    return reduce(mul, map(F.linear, inputs, matrices))
+def see(weights, settings, patches):
+    """patches [batch][patches][n] -> vision tokens [batch][patches][tokens][width], latents of
+    degree 2 [batch][patches][k]"""
+    two, tokens = patches[:, :, :0], []
+    contrast = rmsnorm(patches - patches.mean(2, keepdim=True))
+    for number, degree in enumerate(settings.tokens):
+        inputs = {1: [patches], 2: [patches] * 2, 3: [contrast] * 3}.get(degree)
+        if degree == 4:
+            inputs = [rmsnorm(half) for half in two.chunk(2, 2)]
+        tokens.append(reduce(mul, [F.linear(x, weights[f'eye{number}.{factor}'])
+                                   for factor, x in enumerate(inputs)]))
+        if degree == 2:
+            two = torch.cat([two, tokens[-1]], 2)
+    return torch.stack(tokens, 2), two
+
+
+def rebuilding_loss(weights, settings, two, patches):
+    """latents of degree 2 [batch][patches][k], patches [batch][patches][n] -> mean part of the
+    products of two pixels that is not rebuilt"""
+    everything = (patches * patches).sum(2) ** 2
+    missing = everything
+    if 2 in settings.tokens:
+        left, right = [torch.cat([weights[f'eye{number}.{factor}'] for number, degree in
+                                  enumerate(settings.tokens) if degree == 2]) for factor in (0, 1)]
+        gram = (left @ left.T) * (right @ right.T)
+        missing = ((two @ gram) * two).sum(2) - 2 * (two * two).sum(2) + everything
+    return (missing.sum(1) / everything.sum(1)).mean()
 
 
 def attention(query, key, value, pieces):
@@ -50,69 +74,42 @@ def attention(query, key, value, pieces):
     return out.transpose(1, 2).flatten(2)
 
 
-def reconstruction_error(left, right, f, x):
-    """left, right [k][n], latents f [batch][patches][k], x [batch][patches][n] -> mean error"""
-    products = (left @ left.T) * (right @ right.T)
-    error = ((f @ products) * f).sum(2) - 2 * (f * f).sum(2) + (x * x).sum(2) ** 2
-    return error.mean() / x.shape[2] ** 2
-
-
-def forward(weights, settings, x, labels):
-    """images x [batch][n], digits [batch] -> logits [batch][letters][vocabulary], their target
-    letters [batch][letters], latents of degree 2 and patches [batch][patches][k or n]"""
-    contrast = cut(rmsnorm(x - x.mean(1, keepdim=True)), settings.patches)
-    x, two, tokens = cut(x, settings.patches), None, []
-    if settings.degree1:
-        tokens.append(latents(weights, 1, [x]))
-    if settings.degree2:
-        tokens.append(two := latents(weights, 2, [x, x]))
-    if settings.degree3:
-        tokens.append(latents(weights, 3, [contrast] * 3))
-    if settings.degree4:
-        tokens.append(latents(weights, 4, [rmsnorm(half) for half in two.chunk(2, 2)]))
-    tokens = torch.cat(tokens, 2).unflatten(2, (-1, settings.width)).flatten(1, 2)
-    longest = int(LENGTH[labels].max())
-    text = TEXT[labels, :longest + 1]
-    h = torch.cat([tokens, F.embedding(text[:, :-1], weights['letter'])], 1)
-    h = h + weights['position'][:h.shape[1]]
+def next_logits(weights, settings, tokens, text):
+    """vision tokens [batch][patches][tokens][width], letters [batch][time] -> the logits after each
+    letter [batch][time][vocabulary]"""
+    h = torch.cat([tokens.flatten(1, 2) + weights['mouth.vision_position'],
+                   F.embedding(text, weights['mouth.embedding'])
+                   + weights['mouth.text_position'][:text.shape[1]]], 1)
     for layer in range(settings.layers):
         query, key, value, output, up, down = [
-            weights[f'layer{layer}.{name}'] for name in 'query key value output up down'.split()]
+            weights[f'mouth{layer}.{name}'] for name in 'query key value output up down'.split()]
         normed = rmsnorm(h)
         query, key, value = [F.linear(normed, w).unflatten(2, (settings.heads, -1))
                              for w in (query, key, value)]
-        h = h + F.linear(attention(query, key, value, 1 + (settings.attention == 'tensor')), output)
+        h = h + F.linear(attention(query, key, value, settings.pieces), output)
         h = h + F.linear(F.linear(rmsnorm(h), up).relu(), down)
-    return F.linear(rmsnorm(h[:, tokens.shape[1]:]), weights['head']), text[:, 1:], two, x
+    return F.linear(rmsnorm(h[:, -text.shape[1]:]), weights['mouth.logits'])
 
 
-def loss(weights, settings, x, labels):
-    """images x [batch][n], digits [batch] -> the number that a step of vlm.py makes smaller"""
-    logits, targets, two, x = forward(weights, settings, x, labels)
-    entropy = F.cross_entropy(logits.transpose(1, 2), targets, reduction='none')
-    entropy = entropy * (entropy >= settings.hard)
-    letters = (entropy * SHARE[labels, :targets.shape[1]].to(x.dtype)).sum(1).mean()
+def loss(weights, settings, x, text, share):
+    """images x, patch by patch [batch][size * size], encoded texts -> the number that a step of
+    vlm.py makes smaller"""
+    patches = x.unflatten(1, (settings.patches ** 2, -1))
+    tokens, two = see(weights, settings, patches)
+    logits = next_logits(weights, settings, tokens, text[:, :-1])
+    entropy = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction='none')
+    entropy = entropy * (torch.exp(-entropy) <= settings.known)
+    letters = (entropy * share.to(x.dtype)).sum(1).mean()
     if not settings.reconstruction:
         return letters
-    left, right = weights['eye.degree2.0'], weights['eye.degree2.1']
-    return letters + settings.reconstruction * reconstruction_error(left, right, two, x)
+    return letters + settings.reconstruction * rebuilding_loss(weights, settings, two, patches)
 
 
-def accuracy(weights, settings, x, labels):
-    """images x [batch][n], digits [batch] -> share whose name greedy decoding would speak: that
+def accuracy(weights, settings, x, text, share):
+    """images x, encoded texts -> share of the images whose text greedy decoding would speak: that
     is, whose every letter is the most probable one after the right letters before it"""
     with torch.no_grad():
-        logits, targets, _, _ = forward(weights, settings, x, labels)
-    right = (logits.argmax(2) == targets) | (SHARE[labels, :targets.shape[1]] == 0)
+        tokens, _ = see(weights, settings, x.unflatten(1, (settings.patches ** 2, -1)))
+        logits = next_logits(weights, settings, tokens, text[:, :-1])
+    right = (logits.argmax(2) == text[:, 1:]) | (share == 0)
     return right.all(1).double().mean().item()
-
-
-def downscale(pixels, size):
-    """[pixels, as bytes] -> images as vlm's eye sees them [batch][size * size]"""
-    x = torch.frombuffer(bytearray(b''.join(pixels)), dtype=torch.uint8).float()
-    side = math.isqrt(len(pixels[0]))
-    lines = torch.zeros(size, side)  # what each pixel of a line contributes to each bin
-    for line, (start, parts) in zip(lines, vlm.bins(side, size)):
-        line[start:start + len(parts)] = torch.tensor(parts)
-    x = x.unflatten(0, (-1, side, side))
-    return rmsnorm((lines @ x @ lines.T).flatten(1))
