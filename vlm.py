@@ -18,7 +18,8 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
     ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
-error flows back into the eye and teaches it what to ask of an image. (And to rebuild it, a little.)
+error flows back, through attention, into the eye, and teaches it what to ask. (Besides, it has a
+small task of its own: to draw again what it saw.)
 
 If you know Python and school calculus, you can read the algorithm in about two hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
@@ -96,8 +97,8 @@ class Value:
 # derivatives. The same functions serve both. Docstrings give shapes: `a [n] -> [m]` takes a vector
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n].
 # Nearly all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every
-# product and sum: so this file is many times faster. Its derivative by a_i is b_i, and by b_i it is
-# a_i: two edges, one to the Values of a with the numbers of b, and one the other way round.
+# product and sum: so the file is many times faster. Its derivative by a_i is b_i, by b_i it is a_i:
+# one edge leads to the Values of a, with the numbers of b, and one the other way round.
 
 class Vector(list):
     """A list of Values; `data` is the list of their numbers."""
@@ -158,9 +159,9 @@ def softmax(scores, scale=1.0):
 # command line; round brackets show defaults.) A latent answers a question about the image x. Of
 # degree 1, it is the dot product of x and a row of weights, a pattern: how much of it is there? Of
 # degree 2, it multiplies two, (l.x)(r.x): large only if patterns l and r are both there (or both
-# reversed). Degree 3 multiplies three, with x less its mean and scaled: that learns faster. Degree
-# 4 multiplies two dot products with the two halves of f, all latents of degree 2. settings.tokens
-# lists the degrees of the vision tokens (2, 3, 3). An image may be cut into patches (1 per side).
+# negative). Degree 3 multiplies three, with x minus its mean, rescaled: so it learns faster. Degree
+# 4 multiplies two dot products, one with each half of f, the list of all latents of degree 2.
+# settings.tokens lists the degree of each token (2, 3, 3). Patches (1 per side) may cut the image.
 
 def see(weights, settings, x):
     """image x [size * size], patch after patch -> vision tokens [patches^2][tokens][width]"""
@@ -187,15 +188,16 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# Does the eye keep what it saw? Let it rebuild (as an autoencoder) not x, but B = x x^T, the matrix
-# of all products B_pq = x_p x_q: which pixels are bright together? A latent f_j = (l_j.x)(r_j.x)
-# of degree 2 has found l_j and r_j: so it draws their products, f_j times the matrix l_j r_j^T. All
-# draw A = sum_j f_j l_j r_j^T. What is missing is ||A - B||^2 = A.A - 2 A.B + B.B, where the dot
-# product of two matrices adds up the products of their elements (Dooms and Gauderis 2025,
-# arXiv:2510.16820). As (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), we never make A or B:
-#     A.A = sum_ij f_i f_j G_ij,  G_ij = (l_i.l_j)(r_i.r_j);     A.B = f.f;     B.B = (x.x)^2
-# G, the gram matrix, depends on weights alone: all images share it. It is symmetric: we keep it up
-# to the diagonal, and double what is off it.
+# Does the eye keep what it saw? An autoencoder must draw it again; here (Dooms and Gauderis 2025,
+# arXiv:2510.16820) not x, but B = x x^T, the matrix of all products B_pq = x_p x_q. Latents of
+# degree 2, f_j = (l_j.x)(r_j.x), are weighted sums of these products, and draw with the same
+# weights: the stronger f_j, the more of l_j r_j^T. All together draw A = sum_j f_j l_j r_j^T. What
+# is missing is ||A - B||^2 = A.A - 2 A.B + B.B, where the dot product of two matrices adds up the
+# products of their elements. As (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), these are
+#     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j)
+#     A.B = sum_j f_j (l_j.x)(r_j.x) = f.f          B.B = (x.x)^2
+# and we never make A or B. G, the gram matrix, depends on weights alone: all images share it. It is
+# symmetric, so it is kept up to the diagonal, with what is off it doubled.
 
 def half_gram(weights, settings):
     """-> [k * (k + 1) / 2], the numbers G_11, 2 G_21, G_22, 2 G_31, 2 G_32, G_33 ..."""
@@ -205,16 +207,15 @@ def half_gram(weights, settings):
                     for i, (l, r) in enumerate(pairs) for j, (m, s) in enumerate(pairs[:i + 1])])
 
 def rebuilding_loss(weights, settings, vision, x):
-    """image x and its vision tokens -> the part of x x^T that they do not rebuild"""
+    """image x and its vision tokens -> the part of x x^T that they do not draw again"""
     missing, everything = 0.0, 0.0
     for tokens, patch in zip(vision, split(x, len(x) // len(vision))):
-        f = code(settings, tokens)  # the rows of weights['gram'] have 1, 2 ... k numbers
+        f = code(settings, tokens)  # matrices() cuts half_gram's numbers into rows of 1, 2 ... k
         aa = dot(f, collect([dot(row, collect(f[:len(row)])) for row in weights['gram']]))
         ab = dot(f, f)
         bb = dot(patch, patch) ** 2
-        missing += aa - 2 * ab + bb
-        everything += bb
-    return missing / (everything or 1.0)  # a black image has nothing to rebuild
+        missing, everything = missing + aa - 2 * ab + bb, everything + bb
+    return missing / (everything or 1.0)  # a black image has nothing to draw
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # For each token there is a vector h: at first the vision token itself, or a letter's row of the
@@ -222,13 +223,13 @@ def rebuilding_loss(weights, settings, vision, x):
 # add to h what they find out (a residual connection). The last h gives scores for the next letter.
 # A layer's first half, attention, fetches what earlier tokens know. From each h, matrices make a
 # query (what I look for), a key (what I offer) and a value (what I hand over; a vector, no Value).
-# A query is matched with all keys up to its own, none later (causal attention). Softmax turns
-# matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share times value. Heads (2) do so
-# side by side, each with its part of the vectors; `output` joins what they fetch. Keys and values
-# stay in a cache (KV cache). The second half, an MLP, works on h alone: `up` makes hidden numbers,
-# relu sets negative ones to 0, `down` makes an h again. (Without relu, two matrices do no more than
-# one.) A match is usually a dot product q.k. Tensor-product attention cuts both in pieces (2) and
-# multiplies their matches, (q1.k1)(q2.k2), as the eye does.
+# The query is matched with each key up to its own, none later (causal attention), usually by a dot
+# product. Tensor-product attention cuts both in pieces (2) and multiplies their dot products, as
+# the eye does: (q1.k1)(q2.k2). Softmax turns the matches into shares, like 0.7, 0.2, 0.1; what is
+# fetched is the sum of share times value. Heads (2) do so side by side, each with its part of
+# query, key and value; `output` joins what they fetch. Keys and values stay in a cache (KV cache).
+# The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
+# (else two matrices do no more than one), `down` makes an h.
 
 def attention(settings, query, keys):
     """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
@@ -237,7 +238,7 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # n products, some negative, add up to about sqrt(n): so scaled, scores begin at about 1.
+        # A sum of n random products is about sqrt(n) in size: so scaled, scores begin at about 1.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
@@ -248,8 +249,8 @@ def fetch(shares, values):
                     for i, column in enumerate(zip(*values))])
 
 def transformer(weights, settings, h, cache, predict=True):
-    """h of the next token [width] -> logits [vocabulary], scores of the letter after it, or None.
-    It joins the cache [layers] of all tokens: their keys, values and (to look at) shares."""
+    """Reads one token, of which h [width] is given -> logits [vocabulary], scores of the letter to
+    follow, or None. The cache [layers] keeps its keys, values and (to look at) shares."""
     n = settings.width // settings.heads // settings.pieces
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
@@ -297,7 +298,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers to begin with; zeros for logits, and where a layer would add to h"""
+    """-> random numbers; zeros where layers add to h, and for logits, which so learn first"""
     rng, numbers = random.Random(settings.seed), []
     for name, (rows, columns) in shapes(settings).items():
         deviation = 0.0 if name.endswith(('output', 'down', 'logits')) else columns ** -0.5
@@ -305,7 +306,7 @@ def first_numbers(settings):
     return numbers
 
 def matrices(settings, numbers):
-    """numbers as floats or Values, perhaps with half_gram's after them -> {name: matrix}"""
+    """floats or Values: the numbers, perhaps followed by those of half_gram -> {name: matrix}"""
     numbers = iter(numbers)
     weights = {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
                for name, (rows, columns) in shapes(settings).items()}
@@ -318,9 +319,9 @@ def matrices(settings, numbers):
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, ever more as p
 # nears 0. The mouth is fed the right letters, whatever it said (teacher forcing). Most letters are
-# soon known: after "se", only "v" is possible. Those with p above settings.known (0.95) are left
-# out, also of backward() (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the
-# mean over its letters, plus settings.reconstruction (0.15) times the part that is not rebuilt.
+# soon known: after "se", only "v" is possible. Those with p above settings.known (0.95) count as 0,
+# and backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the
+# mean over its letters, plus settings.reconstruction (0.15) times the part that is not redrawn.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -345,13 +346,11 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-PORTION = 8  # examples of a minibatch (32) that one process works on at a time
-
 def gradient(settings, loss_of, numbers, portion):
-    """numbers, with half_gram's [n], and some examples -> their loss, its derivatives [n]"""
-    leaves = [Value(number) for number in numbers]
+    """numbers followed by those of G [n], some examples -> their loss, its derivatives [n]"""
+    gc.disable()  # else Python searches for cycles of objects, of which there are none
+    leaves = list(map(Value, numbers))
     weights, total = matrices(settings, leaves), 0.0
-    gc.disable()  # Python's search for cycles of objects: here are none, it takes a quarter of time
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward()
@@ -366,16 +365,17 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # So far, G was a list of leaves, with derivatives c. By the chain rule, the weights it is
-        # made of get c times its derivatives on top: those of the dot product c.G.
-        leaves = [Value(number) for number in numbers]
+        # Made once per minibatch, G was a list of leaves to the images; they found its derivatives
+        # c. The chain rule now adds c dG/dw, the derivative of c.G, for all of them.
+        leaves = list(map(Value, numbers))
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]
     return sum(losses), total
 
-# Adam (Kingma and Ba 2015) divides the running mean of a derivative by its usual size: each number
-# moves by about the learning rate. Weight decay shrinks idle ones (Loshchilov and Hutter 2019).
+# Adam divides the running mean of a derivative by the root of that of its square: each number moves
+# by about the learning rate (Kingma and Ba 2015). Decay shrinks all (Loshchilov and Hutter 2019).
+PORTION = 8  # examples of a minibatch (32) that one process works on at a time
 BETA1, BETA2 = 0.9, 0.99  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
@@ -385,19 +385,19 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
         batch = list(islice(examples, settings.batch))
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # the means began at 0: what they lack
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # so much have means that began at 0
         for i in learns or range(len(numbers)):
-            means[i] = BETA1 * means[i] + (1 - BETA1) * grad[i]
-            squares[i] = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
-            move = means[i] / full1 / (math.sqrt(squares[i] / full2) + 1e-8)
+            means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
+            squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
+            move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
             numbers[i] -= rate * (move + settings.decay * numbers[i])
         yield loss
 
-# ---- Speaking: letter by letter ------------------------------------------------------------------
-# To speak (inference): say the most probable letter (greedy decoding), read it, go on until EOS.
+# ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logits))):
-    """cache after the vision tokens -> one (letter, its probability) after another, EOS the last"""
+    """cache after the vision tokens -> (letter, its probability), one after another to EOS; by
+    default the most probable letter each time (greedy decoding)"""
     letter = BOS
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)

@@ -392,19 +392,21 @@ class Stages(Runs):
                 self.assertTrue(all(count == 0 or count > 100 for count in changed), changed)
 
     def test_what_is_learned(self):
-        """The eye learns without names, the mouth without images."""
+        """The eye learns without names, the mouth without images; together they use both."""
+        files = digits(25, 25)
         black = {name: content[:16] + bytes(len(content) - 16) if 'images' in name else content
-                 for name, content in digits(13, 25).items()}
+                 for name, content in files.items()}
         eights = {name: content[:8] + b'\x08' * 25 if 'labels' in name else content
-                  for name, content in digits(25, 25).items()}
-        found = {}
-        for name, files in ('', digits(25, 25)), ('black', black), ('eights', eights):
-            data = write(self.folder / f'data{name}', files)
-            for stage in 'eye', 'mouth':
-                found[stage, name] = self.stage('--data', data, '--steps', 3, '--stage', stage)
-        self.assertEqual(found['eye', ''], found['eye', 'eights'])
-        self.assertNotEqual(found['eye', ''], found['eye', 'black'])
-        self.assertNotEqual(found['mouth', ''], found['mouth', 'eights'])
+                  for name, content in files.items()}
+        start = self.folder / 'start'
+        self.accepted('accuracy', *self.tiny, '--steps', 20, '--batch', 3, '--save', start)
+        for stage in 'eye', 'mouth', 'frozen-eye', 'frozen-mouth', 'joint':
+            first, no_image, no_name = (self.stage(
+                '--data', write(self.folder / 'other', content), '--load', start, '--steps', 3,
+                '--stage', stage) for content in (files, black, eights))
+            with self.subTest(stage):
+                self.assertEqual((first != no_image, first != no_name),
+                                 (stage != 'mouth', stage != 'eye'))
 
 class Interruptions(Runs):
     """Ctrl-C, and readers that have seen enough."""

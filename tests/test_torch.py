@@ -12,7 +12,7 @@ except ImportError:
     torch = None
 else:
     from tests import torch_model
-    from tests.benchmark import torch_gradient
+    from tests.benchmark import tensors, torch_gradient
 
 DIGITS = vlm.read_digits(vlm.Path(vlm.__file__).resolve().parent / 'data', 'optdigits-train', 8)
 TINY = dict(width=4, heads=1, layers=2, mlp=2, tokens=[2, 3, 3, 4], batch=3)
@@ -85,10 +85,9 @@ class Torch(unittest.TestCase):
             spoken = vlm.speak(weights, settings, cache)
             right += ''.join(letter for letter, _ in spoken) == text[1:]
         self.assertGreater(right, 20)  # of 100: it has learned
-        images, texts = zip(*rest)
         accuracy = torch_model.accuracy(
             torch_model.parameters(settings, numbers, torch.float64), settings,
-            torch.tensor(images, dtype=torch.float64), *torch_model.encode(settings, texts))
+            *tensors(settings, rest, torch.float64))
         self.assertAlmostEqual(accuracy, right / len(rest))
 
 

@@ -5,6 +5,7 @@ import gc
 import math
 import random
 import unittest
+from operator import mul
 
 import vlm
 
@@ -12,7 +13,7 @@ EPSILON = 1e-5  # what RMSNorm adds to the mean square
 
 
 def tiny(**changes):
-    """Settings of a model of few weights that spells with the letters a, b and c, or as asked for"""
+    """Settings of a model of few weights that spells with a, b and c; then as asked for"""
     small = dict(size=2, tokens=[2, 3, 4], width=4, heads=1, layers=2, batch=2, steps=1,
                  reconstruction=0.7, known=1.0, vocabulary='<>abc', longest=4)
     return vlm.complete({**small, **changes})
@@ -55,7 +56,7 @@ def slopes(function, x, step=1e-5):
 
 def dot(x, y):
     """The sum of the products"""
-    return sum(a * b for a, b in zip(x, y))
+    return sum(map(mul, x, y))
 
 
 def product(matrix, x):
@@ -70,7 +71,8 @@ def plus(x, y):
 
 def norm(x):
     """RMSNorm"""
-    return [v / math.sqrt(dot(x, x) / len(x) + EPSILON) for v in x]
+    size = math.sqrt(dot(x, x) / len(x) + EPSILON)
+    return [v / size for v in x]
 
 
 def softmax(z):
@@ -115,8 +117,9 @@ def spell(w, settings, tokens, letters):
     """Vision tokens of all patches, letters -> the logits after each letter, the shares that each
     token takes [layers][tokens][heads]"""
     hs = [plus(token, w['mouth.vision_position'][i]) for i, token in enumerate(sum(tokens, []))]
-    hs += [plus(w['mouth.embedding'][settings.vocabulary.index(letter)], w['mouth.text_position'][i])
-           for i, letter in enumerate(letters)]
+    indices = map(settings.vocabulary.index, letters)
+    hs += [plus(w['mouth.embedding'][index], w['mouth.text_position'][i])
+           for i, index in enumerate(indices)]
     shares = []
     for layer in range(settings.layers):
         def project(name, vectors):
