@@ -18,8 +18,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
     ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
-error flows back, through attention, into the eye, and teaches it what to ask. (Besides, it has a
-small task of its own: to draw again what it saw.)
+error flows back, through attention, into the eye, and teaches it what to ask.
 
 If you know Python and school calculus, you can read the algorithm in about two hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
@@ -33,11 +32,11 @@ BOS, EOS = '<', '>'
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
-# A model learns by small changes to its numbers that make one number smaller: the loss, which says
-# how wrong it is. For each number it must know: if it grew a little, how much would the loss grow?
-# That is the derivative of the loss by this number. To find it, each number remembers its parents,
-# those it was computed from, and its derivatives by them; and from the loss we walk back, with the
-# chain rule: if b was computed from a, dloss/da = dloss/db * db/da. Several uses of a add up.
+# A model learns by small changes to its numbers that make one number smaller, the loss: how wrong
+# it is. For each number it must know: if it grew a little, how much would the loss grow? That is
+# the derivative of the loss by this number. To find it, each number remembers its parents, those it
+# was computed from, and its derivatives by them. From the loss we walk back, with the chain rule:
+# if b was computed from a, dloss/da = dloss/db * db/da. If a has several uses, these add up.
 
 class Value:
     """A number that remembers its parents.
@@ -81,8 +80,8 @@ class Value:
 
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
-        # Back along the tape, a Value comes after all that used it: its grad is complete in time. A
-        # leaf's grad starts at 0 and adds up, over all its uses and over images.
+        # Going back, we meet all users of a Value before itself: then its grad is complete, and no
+        # sort is needed. A leaf's grad starts at 0 and adds up, over all uses and images.
         self.grad = 1.0  # the derivative of self by itself
         for node in reversed(Value.tape):
             grad = node.grad
@@ -95,10 +94,10 @@ class Value:
 # ---- Vectors: dot products and other tools -------------------------------------------------------
 # A vector is a list of numbers: of Values while learning, of floats while speaking, when we need no
 # derivatives. The same functions serve both. Docstrings give shapes: `a [n] -> [m]` takes a vector
-# of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n].
-# Nearly all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every
-# product and sum: so the file is many times faster. Its derivative by a_i is b_i, by b_i it is a_i:
-# one edge leads to the Values of a, with the numbers of b, and one the other way round.
+# of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
+# all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
+# and sum: so the file is many times faster. Its derivative by a_i is b_i, by b_i it is a_i: one
+# edge leads to the Values of a, with the numbers of b, and one the other way round.
 
 class Vector(list):
     """A list of Values; `data` is the list of their numbers."""
@@ -133,7 +132,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])
 
 def rmsnorm(a):
-    """a [n] -> [n], divided by its root mean square, not to swell or fade (Zhang et al. 2019)"""
+    """a [n] -> [n], divided by its root mean square: else numbers grow by the layer (Zhang 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -160,8 +159,8 @@ def softmax(scores, scale=1.0):
 # degree 1, it is the dot product of x and a row of weights, a pattern: how much of it is there? Of
 # degree 2, it multiplies two, (l.x)(r.x): large only if patterns l and r are both there (or both
 # negative). Degree 3 multiplies three, with x minus its mean, rescaled: so it learns faster. Degree
-# 4 multiplies two dot products, one with each half of f, the list of all latents of degree 2.
-# settings.tokens lists the degree of each token (2, 3, 3). Patches (1 per side) may cut the image.
+# 4 multiplies two dot products, with each half of f, all latents of degree 2. settings.tokens: the
+# degree of each token (2, 3, 3). An image may be cut into patches (1 per side).
 
 def see(weights, settings, x):
     """image x [size * size], patch after patch -> vision tokens [patches^2][tokens][width]"""
@@ -194,10 +193,9 @@ def code(settings, tokens):
 # weights: the stronger f_j, the more of l_j r_j^T. All together draw A = sum_j f_j l_j r_j^T. What
 # is missing is ||A - B||^2 = A.A - 2 A.B + B.B, where the dot product of two matrices adds up the
 # products of their elements. As (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), these are
-#     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j)
-#     A.B = sum_j f_j (l_j.x)(r_j.x) = f.f          B.B = (x.x)^2
-# and we never make A or B. G, the gram matrix, depends on weights alone: all images share it. It is
-# symmetric, so it is kept up to the diagonal, with what is off it doubled.
+#     A.A = sum_ij f_i f_j G_ij, G_ij = (l_i.l_j)(r_i.r_j);  A.B = sum_j f_j (l_j.x)(r_j.x) = f.f
+# and B.B = (x.x)^2. So we never make A or B. G, the gram matrix, depends on weights alone: all
+# images share it. As G_ij = G_ji, we keep it up to the diagonal, and double what is off it.
 
 def half_gram(weights, settings):
     """-> [k * (k + 1) / 2], the numbers G_11, 2 G_21, G_22, 2 G_31, 2 G_32, G_33 ..."""
@@ -215,21 +213,20 @@ def rebuilding_loss(weights, settings, vision, x):
         ab = dot(f, f)
         bb = dot(patch, patch) ** 2
         missing, everything = missing + aa - 2 * ab + bb, everything + bb
-    return missing / (everything or 1.0)  # a black image has nothing to draw
+    return missing / (everything if everything > 0 else 1.0)  # a black image has nothing to draw
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
-# For each token there is a vector h: at first the vision token itself, or a letter's row of the
-# matrix `embedding`; plus a row for its position, as attention by itself knows no order. Layers (1)
-# add to h what they find out (a residual connection). The last h gives scores for the next letter.
-# A layer's first half, attention, fetches what earlier tokens know. From each h, matrices make a
-# query (what I look for), a key (what I offer) and a value (what I hand over; a vector, no Value).
-# The query is matched with each key up to its own, none later (causal attention), usually by a dot
-# product. Tensor-product attention cuts both in pieces (2) and multiplies their dot products, as
-# the eye does: (q1.k1)(q2.k2). Softmax turns the matches into shares, like 0.7, 0.2, 0.1; what is
-# fetched is the sum of share times value. Heads (2) do so side by side, each with its part of
-# query, key and value; `output` joins what they fetch. Keys and values stay in a cache (KV cache).
-# The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
-# (else two matrices do no more than one), `down` makes an h.
+# Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
+# plus a row for its position, as attention by itself knows no order. Layers (1) add to h what they
+# find out (a residual connection). The last h gives scores for the next letter. The first half of a
+# layer, attention, fetches what earlier tokens know. From each h, matrices make a query (what I
+# look for), a key (what I offer) and a value (what I hand over; no Value). The query is matched
+# with each key up to its own, none later (causal attention), usually by a dot product.
+# Tensor-product attention cuts both in pieces (2) and multiplies their dot products, as the eye
+# does. Softmax turns the matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share times
+# value. Heads (2) do so side by side, each with its part of query, key and value; `output` joins
+# what they fetch. Keys and values stay in a cache (KV cache). The second half, an MLP, works on h
+# alone: `up` makes hidden numbers, relu sets those below 0 to 0, `down` makes an h again.
 
 def attention(settings, query, keys):
     """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
@@ -249,8 +246,7 @@ def fetch(shares, values):
                     for i, column in enumerate(zip(*values))])
 
 def transformer(weights, settings, h, cache, predict=True):
-    """Reads one token, of which h [width] is given -> logits [vocabulary], scores of the letter to
-    follow, or None. The cache [layers] keeps its keys, values and (to look at) shares."""
+    """reads a token's h [width] into the cache [layers] -> logits (scores) of the next letter"""
     n = settings.width // settings.heads // settings.pieces
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
@@ -276,8 +272,7 @@ def next_logits(weights, settings, letter, place, cache):
     row = weights['mouth.embedding'][settings.vocabulary.index(letter)]
     return transformer(weights, settings, add(row, weights['mouth.text_position'][place]), cache)
 
-# ---- The weights: what is learned ----------------------------------------------------------------
-# They are kept as one flat list of floats, `numbers`, and cut into matrices to compute with.
+# ---- The weights: one flat list of floats, `numbers`, cut into matrices to compute with ----------
 
 def shapes(settings):
     """-> the shape of every matrix: name -> (rows, columns)"""
@@ -291,8 +286,7 @@ def shapes(settings):
     out['mouth.text_position'] = (settings.longest, width)
     out['mouth.embedding'] = out['mouth.logits'] = (letters, width)
     for layer in range(settings.layers):
-        for part in 'query', 'key', 'value', 'output':
-            out[f'mouth{layer}.{part}'] = (width, width)
+        out.update({f'mouth{layer}.{p}': (width, width) for p in 'query key value output'.split()})
         out[f'mouth{layer}.up'] = (settings.mlp * width, width)
         out[f'mouth{layer}.down'] = (width, settings.mlp * width)
     return out
@@ -317,11 +311,11 @@ def matrices(settings, numbers):
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
-# letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, ever more as p
-# nears 0. The mouth is fed the right letters, whatever it said (teacher forcing). Most letters are
-# soon known: after "se", only "v" is possible. Those with p above settings.known (0.95) count as 0,
-# and backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the
-# mean over its letters, plus settings.reconstruction (0.15) times the part that is not redrawn.
+# letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more. The
+# mouth is fed the right letters (teacher forcing). Most are soon known: after "se", only "v" is
+# possible. Those with p above settings.known (0.95) count as 0, so backward() has nothing to hand
+# on (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the mean over its letters,
+# plus settings.reconstruction (0.15) times the part that is not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -332,8 +326,7 @@ def cross_entropy(logits, target):
 
 def naming_loss(weights, settings, vision, text):
     """vision tokens of an image, a text such as '<seven>' -> mean loss of its letters"""
-    cache = prefill(weights, settings, vision)
-    losses = []
+    cache, losses = prefill(weights, settings, vision), []
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
         losses.append(cross_entropy(logits, settings.vocabulary.index(following)))
@@ -346,16 +339,21 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
+def leaves_of(numbers):
+    """floats [n] -> leaves [n], with grad 0"""
+    LEAVES.extend(map(Value, numbers[len(LEAVES):]))
+    for leaf, number in zip(LEAVES, numbers):
+        leaf.data, leaf.grad = number, 0.0
+    return LEAVES[:len(numbers)]
+
 def gradient(settings, loss_of, numbers, portion):
-    """numbers followed by those of G [n], some examples -> their loss, its derivatives [n]"""
-    gc.disable()  # else Python searches for cycles of objects, of which there are none
-    leaves = list(map(Value, numbers))
+    """numbers followed by those of G [n]; examples -> their part of the loss, its derivatives"""
+    leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward()
         total += loss.data
-    gc.enable()
     return total, [leaf.grad for leaf in leaves]
 
 def batch_gradient(settings, loss_of, numbers, batch, share_out):
@@ -365,17 +363,18 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # Made once per minibatch, G was a list of leaves to the images; they found its derivatives
-        # c. The chain rule now adds c dG/dw, the derivative of c.G, for all of them.
-        leaves = list(map(Value, numbers))
+        # To the images, G was leaves. By all weights w, the chain rule now asks for c dG/dw on top,
+        # with c the derivatives they found: that is the derivative of c.G.
+        leaves = leaves_of(numbers)
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]
     return sum(losses), total
 
-# Adam divides the running mean of a derivative by the root of that of its square: each number moves
-# by about the learning rate (Kingma and Ba 2015). Decay shrinks all (Loshchilov and Hutter 2019).
+# Adam (Kingma and Ba 2015) divides the running mean of a derivative, in which older steps fade, by
+# the root of that of its square: each number moves by about the learning rate. Decay shrinks all.
 PORTION = 8  # examples of a minibatch (32) that one process works on at a time
+LEAVES = []  # made once in each process: thousands of new ones for each portion would take time
 BETA1, BETA2 = 0.9, 0.99  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
@@ -383,10 +382,12 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))
+        gc.disable()  # else Python searches for cycles of objects, of which there are none
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
+        gc.enable()
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # so much have means that began at 0
-        for i in learns or range(len(numbers)):
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means began at 0: so full are they
+        for i in range(len(numbers)) if learns is None else learns:
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
@@ -396,8 +397,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logits))):
-    """cache after the vision tokens -> (letter, its probability), one after another to EOS; by
-    default the most probable letter each time (greedy decoding)"""
+    """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
     letter = BOS
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
@@ -409,7 +409,7 @@ def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logit
 
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
-import argparse, hashlib, json, multiprocessing, os, signal, sys, time, urllib.request, zlib
+import argparse, gzip, hashlib, json, multiprocessing, os, signal, sys, time, urllib.request, zlib
 from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -463,7 +463,8 @@ def processes(count):
             others.append((process, pipe))
     except (OSError, EOFError) as error:
         progress(f'no further process can be started: {error}', last=True)
-    signal.signal(signal.SIGINT, on_interrupt)
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield partial(shared_map, [pipe for _, pipe in others])
     finally:
@@ -495,7 +496,9 @@ def follow(pipe, first_end):
     with suppress(Exception):  # the first process does again what fails here
         while True:
             function, items = pipe.recv()
+            gc.disable()  # as learn() does
             pipe.send(list(map(function, items)))
+            gc.enable()
 
 # ---- Files: weights; MNIST, or the digits bundled in data/ ---------------------------------------
 
@@ -576,8 +579,8 @@ def find(folder, name):
 
 def unzip(content):
     """bytes, gzipped or not -> plain bytes; damaged ones stay as they are"""
-    with suppress(zlib.error):
-        content = zlib.decompress(content, wbits=31)  # 31: with gzip's header and checksum
+    with suppress(EOFError, OSError, zlib.error):
+        content = gzip.decompress(content)
     return content
 
 def read_idx(folder, name, *shape):
@@ -693,7 +696,7 @@ def parse(argv):
     for name, group, default, least, meaning in ROWS:
         kind = degrees if name == 'tokens' else str if least == 'null' else type(json.loads(least))
         groups[group].add_argument('--' + name.replace('_', '-'), type=kind, metavar='X',
-                                   help=f'{meaning} (default: {default})')
+                                   help=meaning + f' (default: {default})' * (default != 'null'))
     given = vars(parser.parse_args(argv))
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
@@ -747,15 +750,18 @@ def report(settings, numbers, digits):
     gram = half_gram(matrices(settings, numbers), settings)
     task = partial(answer, settings, matrices(settings, numbers + gram))
     (images, labels), answers, count = zip(*digits), [], len(digits)
+    marks = '✗✓' if 'utf' in (sys.stdout.encoding or '').lower() else 'x+'
     with processes(settings.jobs) as map:
         for part in split(images, 1000):
             answers += map(task, part)
+            if len(answers) == len(part):  # the first ones
+                for label, (name, p, _) in zip(labels[:20], answers):
+                    mark = marks[name == NAMES[label]]
+                    print(f'[{label}] true: {NAMES[label]} | generated: {name} {mark} {p:.1%}')
+                sys.stdout.flush()
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
-    names, probs, errors = zip(*answers)
+    names, _, errors = zip(*answers)
     right = [name == NAMES[label] for name, label in zip(names, labels)]
-    marks = '✗✓' if 'utf' in (sys.stdout.encoding or '').lower() else 'x+'
-    for label, name, good, p in zip(labels[:20], names, right, probs):
-        print(f'[{label}] true: {NAMES[label]} | generated: {name} {marks[good]} {p:.1%}')
     n, square = sum(right), 1.96 ** 2  # within 1.96 standard deviations are 95 % (Wilson 1927)
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     low, high = [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
@@ -773,8 +779,8 @@ def main(argv=None):
     print(f'{len(numbers):,} parameters, {len(digits):,} training images, '
           f'{len(test):,} test images')
     usual = vars(complete({'size': settings.size, 'jobs': settings.jobs}))
-    print(', '.join(f'{name} {value}' for name, value in vars(settings).items()
-                    if name == 'size' or value != usual[name]), flush=True)
+    print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
+                    if name == 'size' or vars(settings)[name] != usual[name]), flush=True)
     train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)

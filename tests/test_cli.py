@@ -156,7 +156,9 @@ class Reports(Runs):
         self.assertRegex(outs[0], 'generated: [a-z<]* [+x] ')
         outs += [self.accepted('accuracy', *self.tiny, *argv, '--seed', seed, encoding='ascii')
                  for seed in (1, 2)]
-        outs = [out.split('\n', 2)[2] for out in outs]  # without the two lines of the head
+        for out in outs:
+            self.assertRegex(out, '^772 parameters, .*\nsize 8, .*\n')
+        outs = [out.split('\n', 2)[2] for out in outs]  # without these two lines
         self.assertEqual(outs[0], outs[2])
         self.assertNotEqual(outs[0], outs[3])
 

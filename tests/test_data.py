@@ -101,7 +101,7 @@ class Case(unittest.TestCase):
 class Folders(Case):
     """IDX files in a folder."""
     def test_own_data(self):
-        """Any number of images will do, raw or gzipped; raw comes first."""
+        """Any number of images will do, raw or gzipped, even in parts; raw comes first."""
         for train, test in (1, 1), (2, 5), (30, 1):
             with self.subTest(train=train, test=test):
                 data = write(self.folder / f'{train}', digits(train, test))
@@ -112,6 +112,9 @@ class Folders(Case):
         self.accepted(r'\d/1 = ', '--data', both, *TINY)
         mixed = write(self.folder / 'gz', dict.fromkeys(digits(), b'nonsense'))
         self.refused(1, 'train-images-idx3-ubyte ', '--data', mixed, *TINY)
+        parts = {f'{name}.gz': gzip.compress(content[:99]) + gzip.compress(content[99:])
+                 for name, content in digits(5).items()}
+        self.accepted(r'\d/2 = ', '--data', write(self.folder / 'parts', parts), *TINY)
 
     def test_damaged(self):
         """Whatever is wrong with an IDX file, one line says which file it is."""
@@ -191,7 +194,7 @@ class Folders(Case):
         self.assertRegex(out, '^[0-9]+ parameters, 7 training images, 4 test images\n')
         for argv in ['--size', 14], ['--data', empty], ['--data', home]:
             with self.subTest(argv):
-                self.refused(1, 'MNIST cannot be downloaded.* put ', *argv)
+                self.refused(1, 'MNIST cannot be downloaded.* put ', *TINY, *argv)
         for name in bundled:
             with self.subTest('lacks ' + name):
                 write(home, bundled)
@@ -298,7 +301,7 @@ class Downloads(Case):
                              (('cut',), '(cannot be downloaded|wrong content)')]:
             with self.subTest(kinds):
                 self.mirrors(*kinds)
-                self.refused(1, words)
+                self.refused(1, words, *TINY)
                 if words == 'wrong content':  # nor do other digits take its place
                     write(self.home, digits(7, 4, 8, ('optdigits-train', 'optdigits-test')))
                     self.refused(1, words, *TINY)

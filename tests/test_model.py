@@ -215,7 +215,7 @@ class Mouth(Case):
             self.assertEqual(drawn, expected)
 
     def test_temperature(self):
-        """A letter is drawn as often as e^(logit / temperature) says: near 0, only the likeliest."""
+        """Letters come as often as e^(logit / temperature) says: near 0, only the likeliest."""
         logits = [math.log(p) for p in (0.2, 0.5, 0.3)]
         for temperature, expected in (1.0, [0.2, 0.5, 0.3]), (1e-9, [0.0, 1.0, 0.0]), (
                 0.5, [0.04 / 0.38, 0.25 / 0.38, 0.09 / 0.38]), (1e9, [1 / 3] * 3):
