@@ -20,7 +20,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through attention, into the eye, and teaches it what to ask.
 
-If you know Python and school calculus, you can read the algorithm in about two hours, and then
+If you know Python and school calculus, you can read the algorithm in two to three hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import gc, math, random
