@@ -132,7 +132,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])
 
 def rmsnorm(a):
-    """a [n] -> [n], divided by its root mean square: else numbers grow by the layer (Zhang 2019)"""
+    """a [n] -> [n], divided by its root mean square: sizes stay alike (Zhang and Sennrich 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -371,10 +371,10 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]
     return sum(losses), total
 
-# Adam (Kingma and Ba 2015) divides the running mean of a derivative, in which older steps fade, by
-# the root of that of its square: each number moves by about the learning rate. Decay shrinks all.
 PORTION = 8  # examples of a minibatch (32) that one process works on at a time
 LEAVES = []  # made once in each process: thousands of new ones for each portion would take time
+# Adam (Kingma and Ba 2015) divides the running mean of a derivative, in which older steps fade, by
+# the root of that of its square: each number moves by about the learning rate. Decay shrinks all.
 BETA1, BETA2 = 0.9, 0.99  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
