@@ -252,7 +252,7 @@ def transformer(weights, settings, h, cache, predict=True):
         normed = rmsnorm(h)
         keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else only key and value will be read
+        if predict or layer < settings.layers - 1:  # else later tokens read only key, value
             query = split(linear(weights[f'mouth{layer}.query'], normed), n)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -292,7 +292,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers; zeros where layers add to h, and for logits, which so learn first"""
+    """-> random numbers; zeros where layers add to h, and for logits: these learn first"""
     rng, numbers = random.Random(settings.seed), []
     for name, (rows, columns) in shapes(settings).items():
         deviation = 0.0 if name.endswith(('output', 'down', 'logits')) else columns ** -0.5
@@ -363,8 +363,8 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # To the images, G was leaves. By all weights w, the chain rule now asks for c dG/dw on top,
-        # with c the derivatives they found: that is the derivative of c.G.
+        # To the images, the numbers of G were leaves, with derivatives c. But they are made of the
+        # weights w: the chain rule adds c dG/dw, the derivative of the dot product c.G.
         leaves = leaves_of(numbers)
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
@@ -386,7 +386,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         gc.enable()
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means began at 0: so full are they
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means that began at 0 lack the rest
         for i in range(len(numbers)) if learns is None else learns:
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
@@ -430,8 +430,8 @@ def sampler(settings, x):
 
 def eye_loss(weights, settings, x, text):
     """an example -> how badly the eye rebuilds it"""
-    tokens = see(weights, settings, x)
-    return settings.reconstruction * rebuilding_loss(weights, settings, tokens, x)
+    vision = see(weights, settings, x)
+    return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
 
 def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
@@ -738,12 +738,12 @@ def train(settings, numbers, digits):
 def answer(settings, weights, pixels):
     """-> the name spoken, its probability, the part of the image that was not rebuilt"""
     x = prepare(settings, pixels)
-    tokens = see(weights, settings, x)
-    cache = prefill(weights, settings, tokens)
+    vision = see(weights, settings, x)
+    cache = prefill(weights, settings, vision)
     choose = [sampler(settings, x)] if settings.temperature else []
     letters, probs = zip(*speak(weights, settings, cache, *choose))
     name = ''.join(letters).rstrip(EOS)
-    return name, math.prod(probs), rebuilding_loss(weights, settings, tokens, x)
+    return name, math.prod(probs), rebuilding_loss(weights, settings, vision, x)
 
 def report(settings, numbers, digits):
     """Speak the names of the digits; print the first twenty, and how many were right."""
