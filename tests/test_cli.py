@@ -38,11 +38,11 @@ class Options(Runs):
     def test_wrong(self):
         """Status 2 and one line, under argparse's usage, that has the option's name."""
         for argv in '''--size 9|--size 0|--size -8|--size 8.0|--size x|--size 28|--pieces 0
-            |--pieces|--pieces -1|--pieces 1.5|--pieces x|--pieces 3|--pieces 4
+            |--pieces|--pieces -1|--pieces 1.5|--pieces x|--pieces 3|--pieces 8
             |--steps -1|--steps 1.5|--steps nan|--steps 9999999999|--batch 0
             |--batch -1|--batch x|--lr 0|--lr -1|--lr nan|--lr inf|--lr 1e999|--lr -inf|--lr x
             |--reconstruction -0.1|--reconstruction nan|--seed -1|--seed x|--seed 1e3
-            |--width 0|--width -4|--width 5|--heads 0|--heads 3|--heads 4|--width 6|--heads 8
+            |--width 0|--width -4|--width 5|--heads 0|--heads 3|--heads 4|--width 7|--heads 8
             |--heads 4 --width 4 --pieces 2|--width 1 --heads 1|--layers 0|--mlp 0|--mlp 1.5
             |--decay -1|--decay inf|--known -0.1|--known nan|--known x|--known
             |--patches 0|--patches 3|--size 14 --patches 4|--stage|--stage x|--stage eye,joint
@@ -98,7 +98,7 @@ class Options(Runs):
                         self.assertIn(value.strip('[]').replace(' ', ''),
                                       re.search(r' \(default:(.*)\)', text)[1].replace(' ', ''))
         self.assertEqual((small['size'], large['size'], small['steps'], large['steps']),
-                         (8, 14, 450, 1250))
+                         (8, 14, 380, 1150))
 
 class Reports(Runs):
     """What is printed."""
@@ -116,9 +116,9 @@ class Reports(Runs):
         for count, size, argv, more in [
                 ('772', 8, self.tiny, ['steps 1', 'batch 1', 'tokens [2]', 'width 4']),
                 ('10,416', 8, ['--steps', 0, '--batch', 32], ['steps 0']),
-                ('17,888', 14, '--steps 0 --size 14 --lr 0.012'.split(), ['steps 0']),
-                ('17,888', 14, '--steps 0 --size 14 --lr 0.014 --top-p 0.5 --tokens 3,2'.split(),
-                 ['steps 0', 'lr 0.014', 'top_p 0.5'])]:
+                ('27,312', 14, '--steps 0 --size 14 --lr 0.014'.split(), ['steps 0']),
+                ('27,312', 14, '--steps 0 --size 14 --lr 0.01 --top-p 0.5 --tokens 3,2,3'.split(),
+                 ['steps 0', 'lr 0.01', 'top_p 0.5'])]:
             with self.subTest(argv):
                 argv = ['--data', self.data, '--jobs', 2, '--test', 2, *argv]
                 out = self.accepted('accuracy', *argv)
@@ -209,7 +209,7 @@ class Weights(Runs):
             self.assertEqual(self.body(out), self.body(self.out))
         document = json.loads(self.good)
         self.assertEqual(document['settings'], dict(
-            size=8, tokens=[2], patches=1, width=4, layers=1, heads=2, pieces=2, mlp=1))
+            size=8, tokens=[2], patches=1, width=4, layers=1, heads=1, pieces=2, mlp=1))
         self.assertEqual((list(document), {type(n) for n in document['numbers']},
                           len(document['numbers'])), (['settings', 'numbers'], {float}, 772))
         shown = json.dumps(document, indent=1, sort_keys=True)  # in another order, other spaces
@@ -235,8 +235,8 @@ class Weights(Runs):
         learn = lambda settings, *_: done.append(settings.steps) or []
         with mock.patch.object(vlm, 'learn', learn):
             for argv, steps in [('', 0), ('--known 1 --seed 2 --decay 0 --reconstruction 0', 0),
-                                ('--size 8 --tokens 2', 0), ('--stage joint', 450),
-                                ('--stage frozen-eye', 450), ('--lr 0.01', 450), ('--batch 2', 450),
+                                ('--size 8 --tokens 2', 0), ('--stage joint', 380),
+                                ('--stage frozen-eye', 380), ('--lr 0.01', 380), ('--batch 2', 380),
                                 ('--steps 0', 0), ('--steps 7', 7), ('--steps 7 --stage eye', 7),
                                 ('--jobs 1 --temperature 1', 0)]:
                 with self.subTest(argv):
@@ -245,7 +245,7 @@ class Weights(Runs):
                     self.assertEqual(sum(done), steps)
             self.accepted('accuracy', *self.load, '--load', large)
             self.accepted('accuracy', *self.load, '--load', large, '--batch', 3)
-            self.assertEqual(done[-1], 1250)
+            self.assertEqual(done[-1], 1150)
         status, _, err = run(*self.load)
         self.assertEqual((status, err), (0, 'tested 2/2 images\n'))
         on = [*self.load, '--steps', 2, '--batch', 3]
@@ -258,12 +258,12 @@ class Weights(Runs):
 
     def test_contradiction(self):
         """An option that contradicts the file is wrong; one that agrees is not."""
-        for option in ('--size 14|--width 8|--heads 1|--layers 2|--pieces 1|--mlp 2|--patches 2'
+        for option in ('--size 14|--width 8|--heads 2|--layers 2|--pieces 1|--mlp 2|--patches 2'
                        '|--tokens 1|--tokens 2,2|--tokens 3').split('|'):
             with self.subTest(option):
                 self.refused(2, f'{option.split()[0][2:]}.*contradicts', *self.load,
                              *option.split())
-        self.accepted('accuracy', *self.load, *'''--size 8 --tokens 2 --heads 2 --layers 1
+        self.accepted('accuracy', *self.load, *'''--size 8 --tokens 2 --heads 1 --layers 1
             --pieces 2 --width 4 --mlp 1 --patches 1 --seed 7'''.split())
 
     def test_damaged(self):
@@ -289,7 +289,7 @@ class Weights(Runs):
                      |"width": 8|"width": 1000000000|"width": Infinity|"width": [4]|"heads": true
                      |"heads": 0|"heads": 4|"layers": true|"layers": 0|"layers": -1|"layers": 2
                      |"layers": 1000000000|"layers": "x"|"mlp": 2|"mlp": 1.0|"pieces": ["dot"]
-                     |"pieces": 4|"pieces": 0|"pieces": 1.0|"pieces": null|"patches": 0
+                     |"pieces": 8|"pieces": 0|"pieces": 1.0|"pieces": null|"patches": 0
                      |"patches": 2|"patches": 3|"patches": true|"tokens": 2|"tokens": "2"
                      |"tokens": [2, 2]|"tokens": [3]|"tokens": [0]|"tokens": [5]|"tokens": [4]
                      |"tokens": [2, 4]|"tokens": [2.0]|"tokens": ["2"]|"tokens": [[2]]

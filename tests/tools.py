@@ -135,10 +135,10 @@ def spell(w, settings, tokens, letters):
 
 
 def naming(w, settings, tokens, text):
-    """Mean cross-entropy of the letters; those that are known count as 0"""
+    """Cross-entropy of the letters, summed; those that are known count as 0"""
     probs = [softmax(z)[settings.vocabulary.index(letter)]
              for z, letter in zip(spell(w, settings, tokens, text[:-1])[0], text[1:])]
-    return sum(-math.log(p) for p in probs if p <= settings.known) / len(probs)
+    return sum(-math.log(p) for p in probs if p <= settings.known)
 
 
 def rebuilding(w, settings, patches):

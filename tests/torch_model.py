@@ -20,13 +20,13 @@ def parameters(settings, numbers, dtype):
 
 
 def encode(settings, texts):
-    """texts -> their letters as indices, padded [batch][longest], share of each predicted letter in
-    the loss of its text, 0 for padding [batch][longest - 1]"""
+    """texts -> their letters as indices, padded [batch][longest], whether a predicted letter counts:
+    1, or 0 for padding [batch][longest - 1]"""
     longest = max(map(len, texts))
     text = torch.tensor([[settings.vocabulary.index(letter) for letter in
                           text.ljust(longest, vlm.EOS)] for text in texts])
     length = torch.tensor([[len(text) - 1] for text in texts])
-    return text, (torch.arange(longest - 1) < length) / length.double()
+    return text, (torch.arange(longest - 1) < length).double()
 
 
 def rmsnorm(x):
@@ -91,7 +91,7 @@ def next_logits(weights, settings, tokens, text):
     return F.linear(rmsnorm(h[:, -text.shape[1]:]), weights['mouth.logits'])
 
 
-def loss(weights, settings, x, text, share):
+def loss(weights, settings, x, text, counts):
     """images x, patch by patch [batch][size * size], encoded texts -> the number that a step of
     vlm.py makes smaller"""
     patches = x.unflatten(1, (settings.patches ** 2, -1))
@@ -99,17 +99,17 @@ def loss(weights, settings, x, text, share):
     logits = next_logits(weights, settings, tokens, text[:, :-1])
     entropy = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction='none')
     entropy = entropy * (torch.exp(-entropy) <= settings.known)
-    letters = (entropy * share.to(x.dtype)).sum(1).mean()
+    letters = (entropy * counts.to(x.dtype)).sum(1).mean()
     if not settings.reconstruction:
         return letters
     return letters + settings.reconstruction * rebuilding_loss(weights, settings, two, patches)
 
 
-def accuracy(weights, settings, x, text, share):
+def accuracy(weights, settings, x, text, counts):
     """images x, encoded texts -> share of the images whose text greedy decoding would speak: that
     is, whose every letter is the most probable one after the right letters before it"""
     with torch.no_grad():
         tokens, _ = see(weights, settings, x.unflatten(1, (settings.patches ** 2, -1)))
         logits = next_logits(weights, settings, tokens, text[:, :-1])
-    right = (logits.argmax(2) == text[:, 1:]) | (share == 0)
+    right = (logits.argmax(2) == text[:, 1:]) | (counts == 0)
     return right.all(1).double().mean().item()
