@@ -410,8 +410,10 @@ def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logit
 
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
-import argparse, gzip, hashlib, json, multiprocessing, os, signal, sys, time, urllib.request, zlib
+import argparse, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
+import time, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
 
@@ -556,26 +558,39 @@ def shrink(line, size):
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / width for a, b in zip(before, before[1:])]
 
-def prepare(settings, pixels):
-    """pixels [side * side] -> image x [size * size], patch by patch, of mean square 1"""
+def downscale(settings, pixels):
+    """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, part = settings.size, range(settings.size // settings.patches)
     side = math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # without 3 of MNIST's 28 pixels, nearly always black
+    inner = slice(side // 9, side - side // 9)  # 3 of MNIST's 28 pixels are nearly always black
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     corners = range(0, size, len(part))
-    return rmsnorm([columns[left + x][top + y]
-                    for top in corners for left in corners for y in part for x in part])
+    return [columns[left + x][top + y]
+            for top in corners for left in corners for y in part for x in part]
+
+def prepare(settings, pixels):
+    """pixels [side * side] -> image x [size * size], of mean square 1"""
+    return rmsnorm(downscale(settings, pixels))
+
+def on_pixels(function, weights, settings, pixels, *text):
+    """a function of an image x, such as a loss; pixels [side * side] -> its result for them"""
+    return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> examples without end; the last twelfth is left for validation"""
+    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is left for validation"""
     rng, digits = random.Random(settings.seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
             text = BOS + NAMES[digit] + EOS
             # Every other text ends after two letters: what follows is easy, and learned in time.
-            yield prepare(settings, pixels), text[:3] if i % 2 else text
+            yield pixels, text[:3] if i % 2 else text
+
+def home():
+    """-> the folder data/ beside this file; where there is none, that in the current folder"""
+    beside = Path(__file__).resolve().parent / 'data'
+    return beside if beside.is_dir() else Path('data').absolute()
 
 def find(folder, name):
     """-> the path of an IDX file, raw or else gzipped; None where there is neither"""
@@ -620,16 +635,228 @@ def download(path):
     check(content is None, f'wrong content for {path.name} from {" or ".join(MIRRORS)}')
 
 def load_digits(folder, size):
-    """-> the digits to learn from, those to test on: from a folder, or data/ beside this file"""
-    home = Path(__file__).resolve().parent / 'data' if folder is None else Path(folder)
+    """-> the digits to learn from, those to test on: from a folder, or from home()"""
+    place = home() if folder is None else Path(folder)
     check(folder is None or os.path.isdir(folder), f'--data {folder!r} is not a folder that exists')
-    if all(find(home, name) or download(home / f'{name}.gz') for name in MNIST):
-        return [read_digits(home, kind, 28) for kind in ('train', 't10k')]
-    bundled = folder is None and size == 8 and find(home, 'optdigits-train-images-idx3-ubyte')
-    check(bundled, f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {home}')
-    digits = [read_digits(home, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
+    if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
+        return [read_digits(place, kind, 28) for kind in ('train', 't10k')]
+    bundled = folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte')
+    check(bundled, f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
+    digits = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
     progress('MNIST cannot be downloaded, so the bundled digits are used', last=True)
     return digits
+
+# ---- Pictures in the terminal --------------------------------------------------------------------
+
+def grid(settings, x, top):
+    """image x [size * size], patch after patch -> its rows [size][size], from 0 to 1 for `top`"""
+    patches = [split([max(v, 0.0) / max(top, 1e-9) for v in patch],
+                     settings.size // settings.patches)
+               for patch in split(x, len(x) // settings.patches ** 2)]
+    return [list(chain(*rows)) for band in split(patches, settings.patches) for rows in zip(*band)]
+
+def caption(name, said):
+    """the right name, answer() -> a line that compares them"""
+    mark = ('✗✓' if 'utf' in (sys.stdout.encoding or '').lower() else 'x+')[said['name'] == name]
+    return f'{said["name"]} {mark} {said["probability"]:.1%}'
+
+def show(settings, captioned):
+    """[(image x, caption)]: Print each image above its caption, side by side in 80 columns."""
+    plain = (not sys.stdout.isatty() or 'utf' not in sys.stdout.encoding.lower()
+             or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb')
+    pictures = []
+    for x, _ in captioned:
+        rows = grid(settings, x, max(x))
+        if plain:  # two characters for a pixel
+            lines = [''.join(2 * ' .:-=+*#%@'[round(9 * v)] for v in row) for row in rows]
+        else:      # one for two pixels, in the 24 greys of the 256 colours
+            lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
+                             for a, b in zip(*pair)) + '\x1b[0m'
+                     for pair in zip(rows[::2], rows[1::2])]
+        pictures.append(lines)
+    width = settings.size * (2 if plain else 1)
+    column = max(width, *[len(text) for _, text in captioned])
+    for some in split(list(zip(pictures, captioned)), 80 // (column + 1)):
+        for lines in zip(*[picture for picture, _ in some]):
+            print(*[line + ' ' * (column - width) for line in lines])
+        print(*[text.ljust(column) for _, (_, text) in some], end='\n\n', flush=True)
+
+# ---- Drawing: from a name to an image ------------------------------------------------------------
+# Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
+# of the letters alone, noise appears that only this model reads. That is what the autoencoder is
+# good for: what the eye can draw again looks like a digit, to us and to other models, too (a
+# learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
+
+def draw(settings, numbers, name, x):
+    """a name, image x to start from -> the images [STEPS + 1] on the way to one of that name"""
+    weights = matrices(settings, list(map(Value, numbers)))
+    aims = argparse.Namespace(**{**vars(settings), 'known': 1.0, 'reconstruction': LIKENESS})
+    images = [x]
+    for step in range(STEPS):
+        pixels = list(map(Value, images[-1]))
+        joint_loss(weights, aims, pixels, BOS + name + EOS).backward()
+        slopes = rmsnorm([pixel.grad for pixel in pixels])
+        rate = 0.3 * (1 - step / STEPS)
+        images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
+    return images
+
+STEPS, LIKENESS, GREY = 80, 2.0, [1.0]  # LIKENESS: the factor of the rebuilding loss
+DRAWING = threading.Lock()  # there is only one tape
+
+def exhibit(settings, numbers):
+    """Draw the names in settings.draw; print the images, and what the model reads in them."""
+    weights, captioned = matrices(settings, numbers), []
+    for name in settings.draw:
+        x = draw(settings, numbers, name, GREY * settings.size ** 2)[-1]
+        captioned.append((x, f'{name}: {caption(name, answer(weights, settings, x))}'))
+    show(settings, captioned)
+
+# ---- A page to play with -------------------------------------------------------------------------
+
+def centre(ink):
+    """a drawing [n * n] of any size and place -> one as in MNIST [28 * 28]"""
+    lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
+    for _ in 'rows', 'columns':
+        inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
+        lines = list(zip(*lines[inked[0]:inked[-1] + 1]))  # columns become rows, and back again
+    side = max(len(lines), len(lines[0]))
+    for _ in 'columns', 'rows':
+        lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
+        masses = [sum(line) for line in zip(*lines)]
+        middle = dot(masses, range(20)) / (sum(masses) or 1.0)
+        before = min(max(round(13.5 - middle), 0), 8)  # of 28 - 20 = 8 empty ones
+        lines = [[0.0] * before + line + [0.0] * (8 - before) for line in lines]
+    return list(chain(*lines))
+
+def kept(settings, weights, x):
+    """image x -> what the eye can draw again of it [size * size], patch after patch"""
+    # It draws A = sum_j f_j l_j r_j^T. Were this v v^T, the image would be v. In general, v is the
+    # main eigenvector of M, A's symmetric part: to multiply with M again and again turns any vector
+    # that way (power iteration). Adding half its length keeps it from negative eigenvalues.
+    left, right = [[row for number, degree in enumerate(settings.tokens) if degree == 2
+                    for row in weights[f'eye{number}.{factor}']] for factor in (0, 1)]
+    out = []
+    for patch in split(x, len(x) // settings.patches ** 2) if left else []:
+        f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
+        for _ in range(10):
+            shares = list(map(mul, f + f, linear(right + left, v)))
+            product = linear(list(zip(*left, *right)), shares)  # 2 M v
+            length = math.sqrt(dot(product, product) / len(v)) / 2
+            v = rmsnorm([a + length * b for a, b in zip(product, v)])
+        strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
+        out += [strength * a for a in v]
+    return out
+
+def read_page(settings, numbers, body):
+    """GET / -> the page"""
+    return (home() / 'page.html').read_bytes()
+
+def read_drawing(settings, numbers, body):
+    """POST /read, a drawing [n * n] -> what is said of it, seen and kept"""
+    weights, pixels = matrices(settings, numbers), centre(check_ink(body))
+    x = prepare(settings, pixels)
+    said, again = answer(weights, settings, x), kept(settings, weights, x)
+    return {'name': said['name'], 'probability': said['probability'], 'letters': said['letters'],
+            'size': settings.size, 'seen': flat(settings, downscale(settings, pixels), 255),
+            'kept': again and flat(settings, again, max(again))}
+
+def draw_name(settings, numbers, body):
+    """POST /draw, a name and perhaps a drawing to start from -> the images on the way"""
+    order, x = None, GREY * settings.size ** 2
+    with suppress(ValueError, RecursionError):
+        order = json.loads(body)
+    check(type(order) is dict and order.get('name') in NAMES, 'name must be one of zero ... nine')
+    if 'ink' in order:
+        x = prepare(settings, centre(check_ink(order['ink'])))
+    with DRAWING:
+        images = draw(settings, numbers, order['name'], x)
+    said = answer(matrices(settings, numbers), settings, images[-1])
+    return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
+            'read': said['name'], 'probability': said['probability']}
+
+def check_ink(ink):
+    """bytes, or what was JSON -> the same, if it is a drawing"""
+    check(type(ink) in (bytes, list) and 8 <= math.isqrt(len(ink)) == len(ink) ** 0.5 <= 560
+          and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
+          'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
+    return ink
+
+def flat(settings, x, top):
+    """image x -> its pixels [size * size], row after row, with three digits"""
+    return [round(v, 3) for v in chain(*grid(settings, x, top))]
+
+TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name}
+
+class Page(BaseHTTPRequestHandler):
+    """Answers a request, in a thread of its own."""
+    timeout = 5  # seconds that the other side may be silent
+
+    def do_POST(self):
+        """Answer with what a task makes of the body of the request."""
+        path, length = self.path.partition('?')[0], self.headers.get('Content-Length', '0')
+        task = TASKS.get(f'{self.command} {path}')
+        hosts = [f'{name}:{self.server.server_port}' for name in ('localhost', '127.0.0.1')]
+        try:
+            check(self.headers['Host'] in hosts, 'for this machine only')
+            check(self.headers.get('Origin', f'http://{hosts[0]}')
+                  in [f'http://{host}' for host in hosts], 'not for another site')
+            check(length.isdecimal() and len(length) < 8, 'Content-Length must be below 10 million')
+            body = self.rfile.read(int(length))
+            check(len(body) == int(length), 'the body is shorter than its Content-Length')
+            if task:
+                self.send(200, task(*self.server.model, body))
+            else:
+                self.send_error(405 if f' {path}' in ' '.join(TASKS) else 404)
+        except SystemExit as complaint:
+            self.send_error(400, str(complaint))
+
+    do_GET = do_POST
+
+    def send_error(self, code, message=None, explain=None):
+        """Refuse a request. (To an unknown method, http.server says 501.)"""
+        code = 405 if code == 501 else code
+        self.send(code, {'error': message or self.responses[code][0]})
+
+    def send(self, status, content):
+        """Answer with a page (bytes), or else with JSON."""
+        page = type(content) is bytes
+        self.send_response(status)
+        self.send_header('Content-Type', 'text/html' if page else 'application/json')
+        self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
+                         "img-src 'self' data: blob:; frame-ancestors 'none'")
+        self.end_headers()
+        self.wfile.write(content if page else json.dumps(content).encode())
+
+    def handle(self):
+        """Answer, then hear the client out, else it may miss the answer; unless it goes away."""
+        with suppress(OSError):
+            super().handle()
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.connection.recv(65536):
+                pass
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+def open_server(port):
+    """-> a server at this port, or, for True, at the first free one from 8000 on"""
+    page = home() / 'page.html'
+    check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
+    for number in range(8000, 8100) if port is True else [port]:
+        with suppress(OSError, OverflowError):
+            return ThreadingHTTPServer(('127.0.0.1', number), Page)
+    check(False, f'port {number} is not free')
+
+def serve(server, settings, numbers):
+    """Answer requests until Ctrl-C."""
+    server.model = settings, numbers
+    address = f'http://127.0.0.1:{server.server_port}/'
+    print(f'play at {address} until Ctrl-C', flush=True)
+    with suppress(KeyboardInterrupt):
+        if sys.stdout.isatty() and (os.name == 'nt' or sys.platform == 'darwin'
+                                    or 'DISPLAY' in os.environ):
+            webbrowser.open(address)
+        server.serve_forever()
 
 # ---- The command line, and what it runs ----------------------------------------------------------
 
@@ -637,11 +864,13 @@ OPTIONS = """
 size            common    8/14          1     pixels on a side, 8 or 14
 steps           common    380/1150      0     training steps, one minibatch each
 seed            common    1             0     fixes the first weights, the order of the images
-test            common    10000         1     test images to report on
+test            common    10000         1     test images to report on; with draw or page, none
 jobs            common    0             0     processes; 0 is one for each processor
-data            common    null          null  folder of MNIST's four files; else data/ by vlm.py
+data            common    null          null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null          null  write the weights to this file, as JSON
 load            common    null          null  only speak, with these weights; with --steps, learn on
+draw            common    null          null  draw these names, such as seven,three, or all
+page            common    null          null  then serve a page to play with, at this port
 stage           learning  "joint"       null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014         1e-9  learning rate; it falls linearly to zero
 batch           learning  32            1     images in a minibatch
@@ -682,6 +911,7 @@ def complaint(settings):
         'tokens must be degrees from 1 to 4': degrees(','.join(map(str, s.tokens))) == s.tokens,
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or f > 0 == f % 2,
+        'draw must be names, zero ... nine, or all': {*NAMES} >= {*(s.draw or [])},
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or f * s.reconstruction}
@@ -691,6 +921,12 @@ def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(list('1234').index(degree) + 1 for degree in text.split(','))
 
+def names(text):
+    """'seven,three' -> ['seven', 'three']; 'all' -> all names"""
+    return NAMES if text == 'all' else text.split(',')
+
+KINDS = {'tokens': degrees, 'draw': names, 'page': int}
+
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
     parser = argparse.ArgumentParser(
@@ -698,8 +934,9 @@ def parse(argv):
         'of handwritten digits, then is tested. Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
-        kind = degrees if name == 'tokens' else str if least == 'null' else type(json.loads(least))
-        groups[group].add_argument('--' + name.replace('_', '-'), type=kind, metavar='X',
+        kind = KINDS.get(name, str if least == 'null' else type(json.loads(least)))
+        more = {'nargs': '?', 'const': True} if name == 'page' else {}
+        groups[group].add_argument('--' + name.replace('_', '-'), type=kind, metavar='X', **more,
                                    help=meaning + f' (default: {default})' * (default != 'null'))
     given = vars(parser.parse_args(argv))
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
@@ -709,6 +946,8 @@ def parse(argv):
         parser.error(f'{changed} contradicts {settings.load}' if changed else complaint(settings))
     if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
         settings.steps = 0
+    if not 'test' in given and given.keys() & {'draw', 'page'}:
+        settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     settings.jobs = min(settings.jobs or cores or 1, settings.batch)
     return settings, numbers
@@ -722,7 +961,8 @@ def progress(text, milestone=True, last=False):
 
 def train(settings, numbers, digits):
     """Learn, showing progress, until the last step or until Ctrl-C."""
-    start, recent, loss = time.monotonic(), [], STAGES[settings.stage][0]
+    start, recent = time.monotonic(), []
+    loss = partial(on_pixels, STAGES[settings.stage][0])
     places = learning_places(settings)
     try:
         with processes(settings.jobs) as map:
@@ -739,33 +979,41 @@ def train(settings, numbers, digits):
     except KeyboardInterrupt:
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
 
-def answer(settings, weights, pixels):
-    """-> the name spoken, its probability, the part of the image that was not rebuilt"""
-    x = prepare(settings, pixels)
+def answer(weights, settings, x):
+    """image x -> what the mouth says of it, and how much of it the eye does not draw again"""
     vision = see(weights, settings, x)
-    cache = prefill(weights, settings, vision)
+    cache, letters = prefill(weights, settings, vision), []
+    tokens = len(cache[0][0])  # those that were read by now: the vision tokens
     choose = [sampler(settings, x)] if settings.temperature else []
-    letters, probs = zip(*speak(weights, settings, cache, *choose))
-    name = ''.join(letters).rstrip(EOS)
-    return name, math.prod(probs), rebuilding_loss(weights, settings, vision, x)
+    for letter, p in speak(weights, settings, cache, *choose):
+        heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
+        look = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
+        letters.append({'letter': letter, 'probability': p, 'look': look})
+    name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
+    return {'name': name, 'probability': math.prod(letter['probability'] for letter in letters),
+            'letters': letters[:len(name)],
+            'missing': rebuilding_loss(weights, settings, vision, x)}
 
 def report(settings, numbers, digits):
-    """Speak the names of the digits; print the first twenty, and how many were right."""
-    gram = half_gram(matrices(settings, numbers), settings)
-    task = partial(answer, settings, matrices(settings, numbers + gram))
+    """Speak the names of the digits; show the first twenty, and how many were right."""
+    task = partial(on_pixels, answer, matrices(settings, numbers), settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
-    marks = '✗✓' if 'utf' in (sys.stdout.encoding or '').lower() else 'x+'
     with processes(settings.jobs) as map:
         for part in split(images, 1000):
             answers += map(task, part)
             if len(answers) == len(part):  # the first ones
-                for label, (name, p, _) in zip(labels[:20], answers):
-                    mark = marks[name == NAMES[label]]
-                    print(f'[{label}] true: {NAMES[label]} | generated: {name} {mark} {p:.1%}')
+                first = list(zip(labels[:20], images, answers))
+                if sys.stdout.isatty():
+                    show(settings, [(prepare(settings, pixels), caption(NAMES[label], said))
+                                    for label, pixels, said in first])
+                else:
+                    for label, _, said in first:
+                        print(f'[{label}] true: {NAMES[label]} | '
+                              f'generated: {caption(NAMES[label], said)}')
                 sys.stdout.flush()
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
-    names, _, errors = zip(*answers)
-    right = [name == NAMES[label] for name, label in zip(names, labels)]
+    errors = [said['missing'] for said in answers]
+    right = [said['name'] == NAMES[label] for said, label in zip(answers, labels)]
     n, square = sum(right), 1.96 ** 2  # within 1.96 standard deviations are 95 % (Wilson 1927)
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     low, high = [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
@@ -774,12 +1022,14 @@ def report(settings, numbers, digits):
           flush=True)
 
 def main(argv=None):
-    """Learn, save, report."""
+    """Learn, save, report, draw, serve the page: as far as asked for."""
     settings, numbers = parse(argv)
     if settings.save is not None:
         write_file(settings.save, b'')  # fail now rather than after the training
-    digits, test = load_digits(settings.data, settings.size)
+    server = open_server(settings.page) if settings.page is not None else None
     numbers = numbers or first_numbers(settings)
+    needed = settings.steps or settings.test
+    digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
     print(f'{len(numbers):,} parameters, {len(digits):,} training images, '
           f'{len(test):,} test images')
     usual = vars(complete({'size': settings.size, 'jobs': settings.jobs}))
@@ -788,7 +1038,13 @@ def main(argv=None):
     train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    report(settings, numbers, test[:settings.test])
+    numbers = numbers + half_gram(matrices(settings, numbers), settings)
+    if settings.test:
+        report(settings, numbers, test[:settings.test])
+    if settings.draw:
+        exhibit(settings, numbers)
+    if server:
+        serve(server, settings, numbers)
 
 if __name__ == '__main__':
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]

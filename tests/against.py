@@ -6,7 +6,7 @@ images, alternately step by step; then they name the same images. FOLDER has a v
 the redesign, or a later one. The images are MNIST's, from the folder in the environment variable
 VLM_MNIST, else the bundled digits.
 """
-import argparse, gc, importlib.util, os, platform, statistics, sys, time
+import argparse, functools, gc, importlib.util, os, platform, statistics, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +26,16 @@ def since(module, size, steps, digits):
     settings = module.complete({'size': size})
     settings.steps = max(settings.steps, steps)  # so that the learning rate is as at the beginning
     numbers = module.first_numbers(settings)
-    steps = module.learn(settings, numbers, module.examples(settings, digits))
+    loss = (functools.partial(module.on_pixels, module.joint_loss)
+            if hasattr(module, 'on_pixels') else module.joint_loss)
+    steps = module.learn(settings, numbers, module.examples(settings, digits), loss)
     def namer():
         gram = module.half_gram(module.matrices(settings, numbers), settings)
         weights = module.matrices(settings, numbers + gram)
-        return lambda images: [module.answer(settings, weights, pixels)[0] for pixels in images]
+        if not hasattr(module, 'on_pixels'):
+            return lambda images: [module.answer(settings, weights, image)[0] for image in images]
+        name = functools.partial(module.on_pixels, module.answer, weights, settings)
+        return lambda images: [name(image)['name'] for image in images]
     return lambda: next(steps), namer
 
 def before(module, size, steps, digits):

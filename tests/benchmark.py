@@ -69,7 +69,8 @@ def vlm_names(settings):
     weights = vlm.matrices(settings, numbers + gram)
     def run(digits, seconds):
         pixels = itertools.cycle(pixels for pixels, _ in digits)
-        return per_image(lambda: vlm.answer(settings, weights, next(pixels)), 1, seconds)
+        return per_image(lambda: vlm.on_pixels(vlm.answer, weights, settings, next(pixels)), 1,
+                         seconds)
     return run
 
 def tensors(settings, examples, dtype):

@@ -1,5 +1,5 @@
 """The command line: options, weights on disk, stages, the report, Ctrl-C and closed output."""
-import itertools, json, math, os, re, signal, subprocess, sys, unittest
+import functools, itertools, json, math, os, re, signal, subprocess, sys, unittest
 from pathlib import Path
 from unittest import mock
 
@@ -85,7 +85,7 @@ class Options(Runs):
         with mock.patch.dict(os.environ, COLUMNS='200'):
             out = self.accepted('usage', '--help')
         small, large = (vars(vlm.complete({'size': size})) for size in (8, 14))
-        for names in ('size steps seed test jobs data save load',
+        for names in ('size steps seed test jobs data save load draw page',
                       'stage lr batch decay reconstruction known',
                       'tokens patches width layers heads pieces mlp', 'temperature top-p'):
             names = names.split()
@@ -94,7 +94,7 @@ class Options(Runs):
             self.assertEqual([name for name, _ in found[-1]], names)
             for name, text in found[-1]:
                 for value in {str(size[name.replace('-', '_')]) for size in (small, large)}:
-                    if name not in ('data', 'save', 'load'):
+                    if name not in ('data', 'save', 'load', 'draw', 'page'):
                         self.assertIn(value.strip('[]').replace(' ', ''),
                                       re.search(r' \(default:(.*)\)', text)[1].replace(' ', ''))
         self.assertEqual((small['size'], large['size'], small['steps'], large['steps']),
@@ -130,8 +130,7 @@ class Reports(Runs):
 
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, rebuilding_loss=lambda *_: 1.0, speak=lambda *_: iter(
-            [('s', 0.5), *((letter, 1.0) for letter in 'even>')]))
+        self.patch(vlm, answer=lambda *_: {'name': 'seven', 'probability': 0.5, 'missing': 1.0})
         argv = [*self.tiny, '--steps', 0]
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):
@@ -253,7 +252,8 @@ class Weights(Runs):
         settings, numbers = vlm.parse(list(map(str, on)))
         self.assertEqual(numbers, json.loads(self.good)['numbers'])
         training, _ = vlm.load_digits(self.data, 8)
-        list(vlm.learn(settings, numbers, vlm.examples(settings, training)))
+        loss = functools.partial(vlm.on_pixels, vlm.joint_loss)
+        list(vlm.learn(settings, numbers, vlm.examples(settings, training), loss))
         self.assertEqual(numbers, json.loads((self.folder / 'on.json').read_bytes())['numbers'])
 
     def test_contradiction(self):

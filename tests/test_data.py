@@ -59,6 +59,8 @@ class Case(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name).resolve()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)  # where there is no data/
         reserved = socket.socket()  # bound, so that nobody else takes the port, but not listening
         self.addCleanup(reserved.close)
         reserved.bind(('127.0.0.1', 0))

@@ -547,7 +547,8 @@ class Learning(Case):
         """First numbers, trained -> settings, numbers, losses"""
         settings = vlm.complete(dict(width=8, mlp=2, reconstruction=0.1, known=1.0, **changes))
         numbers = vlm.first_numbers(settings)
-        examples = examples or vlm.examples(settings, self.train)
+        examples = examples or ((vlm.prepare(settings, pixels), text) for pixels, text in
+                                vlm.examples(settings, self.train))
         with vlm.processes(jobs) as map:
             losses = list(vlm.learn(settings, numbers, examples, vlm.joint_loss, None, map))
         return settings, numbers, losses

@@ -59,7 +59,8 @@ class Processes(unittest.TestCase):
         """Learn, speak, leave no process -> all numbers in full, lines on stderr, processes"""
         settings = vlm.argparse.Namespace(**{**vars(SETTINGS), **changes})
         numbers, losses = vlm.first_numbers(settings), []
-        loss, places = vlm.STAGES[settings.stage][0], vlm.learning_places(settings)
+        loss = functools.partial(vlm.on_pixels, vlm.STAGES[settings.stage][0])
+        places = vlm.learning_places(settings)
         with self.stderr() as lines, vlm.processes(count) as map:
             for error in vlm.learn(settings, numbers, vlm.examples(settings, DIGITS), loss, places,
                                    map):
@@ -67,7 +68,7 @@ class Processes(unittest.TestCase):
                 disturb()
             gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
             weights = vlm.matrices(settings, numbers + gram)
-            spoken = map(functools.partial(vlm.answer, settings, weights),
+            spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
                          [pixels for pixels, _ in DIGITS])
             workers = list(map(functools.partial(where, None), range(10)))
         self.nobody()
@@ -94,8 +95,9 @@ class Processes(unittest.TestCase):
             with self.subTest(stage):
                 self.assertEqual(self.work(3, stage=stage)[:2], self.work(1, stage=stage)[:2])
         numbers = vlm.first_numbers(SETTINGS)
-        losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS)))
-        self.assertEqual(self.alone[:self.alone.index('], [(')], repr((numbers, losses))[:-2])
+        losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
+                                functools.partial(vlm.on_pixels, vlm.joint_loss)))
+        self.assertEqual(self.alone[:self.alone.index('], [{')], repr((numbers, losses))[:-2])
 
     def test_order(self):
         """Results come in the order of the items, however many they are; pipes get closed."""
