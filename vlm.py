@@ -23,7 +23,7 @@ error flows back, through attention, into the eye, and teaches it what to ask.
 If you know Python and school calculus, you can read the algorithm in two to three hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
-import gc, math, random
+import math, random
 from functools import partial
 from itertools import chain, islice
 from operator import mul
@@ -383,9 +383,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))
-        gc.disable()  # else Python searches for cycles of objects, of which there are none
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
-        gc.enable()
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means that began at 0 lack the rest
         for i in range(len(numbers)) if learns is None else learns:
@@ -410,7 +408,7 @@ def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logit
 
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
-import argparse, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
+import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
 import time, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -456,6 +454,7 @@ def learning_places(settings):
 @contextmanager
 def processes(count):
     """-> a function like map() that shares its work with count - 1 other processes"""
+    collect_no_cycles()
     others, on_interrupt = [], signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit this
     try:
         while len(others) < count - 1:
@@ -471,10 +470,16 @@ def processes(count):
     try:
         yield partial(shared_map, [pipe for _, pipe in others])
     finally:
+        gc.enable()
         for process, pipe in others:
             process.kill()
             process.join()
             pipe.close()
+
+def collect_no_cycles():
+    """CPython would search for cycles of objects, but there are none. PyPy must go on."""
+    if sys.implementation.name == 'cpython':
+        gc.disable()
 
 def shared_map(pipes, function, items):
     """pipes to other processes -> [function(item) for item in items]"""
@@ -494,14 +499,13 @@ def shared_map(pipes, function, items):
 
 def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
+    collect_no_cycles()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
     first_end.close()  # so that the pipe ends when that process does
     with suppress(Exception):  # the first process does again what fails here
         while True:
             function, items = pipe.recv()
-            gc.disable()  # as learn() does
             pipe.send(list(map(function, items)))
-            gc.enable()
 
 # ---- Files: weights; MNIST, or the digits bundled in data/ ---------------------------------------
 
@@ -723,16 +727,15 @@ def centre(ink):
     for _ in 'columns', 'rows':
         lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
         masses = [sum(line) for line in zip(*lines)]
-        middle = dot(masses, range(20)) / (sum(masses) or 1.0)
-        before = min(max(round(13.5 - middle), 0), 8)  # of 28 - 20 = 8 empty ones
-        lines = [[0.0] * before + line + [0.0] * (8 - before) for line in lines]
+        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # so 14 is their middle
+        lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
 def kept(settings, weights, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
     # It draws A = sum_j f_j l_j r_j^T. Were this v v^T, the image would be v. In general, v is the
     # main eigenvector of M, A's symmetric part: to multiply with M again and again turns any vector
-    # that way (power iteration). Adding half its length keeps it from negative eigenvalues.
+    # that way (power iteration). Adding its length keeps it from negative eigenvalues.
     left, right = [[row for number, degree in enumerate(settings.tokens) if degree == 2
                     for row in weights[f'eye{number}.{factor}']] for factor in (0, 1)]
     out = []
@@ -741,7 +744,7 @@ def kept(settings, weights, x):
         for _ in range(10):
             shares = list(map(mul, f + f, linear(right + left, v)))
             product = linear(list(zip(*left, *right)), shares)  # 2 M v
-            length = math.sqrt(dot(product, product) / len(v)) / 2
+            length = math.sqrt(dot(product, product) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(product, v)])
         strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]

@@ -36,7 +36,11 @@ def since(module, size, steps, digits):
             return lambda images: [module.answer(settings, weights, image)[0] for image in images]
         name = functools.partial(module.on_pixels, module.answer, weights, settings)
         return lambda images: [name(image)['name'] for image in images]
-    return lambda: next(steps), namer
+    def step():
+        if hasattr(module, 'collect_no_cycles'):
+            module.collect_no_cycles()  # as it does in processes(); others do in learn()
+        return next(steps)
+    return step, namer
 
 def before(module, size, steps, digits):
     """The same for a version before the redesign, with the first weights of the current one"""

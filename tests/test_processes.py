@@ -1,6 +1,6 @@
 """Data parallelism: the same bits from any number of processes, whatever happens to them."""
-import contextlib, functools, itertools, multiprocessing, os, random, re, shutil, signal
-import subprocess, tempfile, time, unittest
+import contextlib, functools, gc, itertools, multiprocessing, os, platform, random, re, shutil
+import signal, subprocess, tempfile, time, unittest
 from unittest import mock
 
 import vlm
@@ -17,6 +17,10 @@ use = functools.partial(multiprocessing.set_start_method, force=True)
 def where(wrong, item):
     """A task: the process that an item is given to; one item is wrong and cannot be worked on"""
     return os.getpid() // (item != wrong)
+
+def collects(item):
+    """A task: whether the process that an item is given to searches for cycles"""
+    return gc.isenabled()
 
 def die(settings, loss, numbers, portion):
     """The task `gradient`, but another process that gets the last, smaller portion is killed"""
@@ -98,6 +102,16 @@ class Processes(unittest.TestCase):
         losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
                                 functools.partial(vlm.on_pixels, vlm.joint_loss)))
         self.assertEqual(self.alone[:self.alone.index('], [{')], repr((numbers, losses))[:-2])
+
+    def test_garbage(self):
+        """On CPython no process searches for cycles; afterwards, as before. PyPy goes on, as its
+        memory would fill up otherwise."""
+        for method in METHODS:
+            use(method)
+            with self.subTest(method), vlm.processes(2) as map:
+                self.assertEqual(list(map(collects, range(2))),
+                                 [platform.python_implementation() != 'CPython'] * 2)
+            self.assertTrue(gc.isenabled())
 
     def test_order(self):
         """Results come in the order of the items, however many they are; pipes get closed."""

@@ -168,7 +168,7 @@ class Case(unittest.TestCase):
     """A test that leaves no graph behind and can compare lists of numbers."""
     def setUp(self):
         self.addCleanup(vlm.Value.tape.clear)
-        self.addCleanup(gc.enable)  # vlm.gradient() disables it
+        self.addCleanup(gc.enable)  # a test may disable it
 
     def assertNear(self, actual, expected, tolerance=1e-12):
         self.assertEqual(len(actual), len(expected))

@@ -1,0 +1,283 @@
+"""Pictures in the terminal, what the eye keeps, drawings by the model, drawings made ready for it."""
+import contextlib, io, itertools, math, os, re, subprocess, sys, unittest
+from pathlib import Path
+from unittest import mock
+
+import vlm
+from tests import tools
+from tests.test_data import PROGRAM, Case, digits, run, write
+from tests.tools import gauss, random_numbers, tiny
+
+DATA = PROGRAM.parent / 'data'
+MNIST = os.environ.get('VLM_MNIST') or DATA
+
+def loaded(size):
+    """The weights that come with the project -> settings, numbers followed by those of G"""
+    saved, numbers = vlm.load(DATA / f'weights-{size}.json')
+    settings = vlm.complete(saved)
+    return settings, numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
+
+def read(settings, numbers, x):
+    """The name that a model gives to an image x"""
+    return vlm.answer(vlm.matrices(settings, numbers), settings, x)['name']
+
+def enlarged(rows, times):
+    """An image [n][n] -> a drawing [n * times * n * times] of squares"""
+    return [v for row in rows for v in [v for v in row for _ in range(times)] * times]
+
+class Pictures(Case):
+    """An image as characters."""
+    def test_grid(self):
+        """Four patches come back as rows; what is negative is 0, and the maximum 1."""
+        settings = tiny(size=4, patches=2)
+        x = [1, 2, 5, 6, 3, 4, 7, 8, 9, 10, 13, 14, 11, 12, 15, -16]
+        rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 0]]
+        self.assertEqual(vlm.grid(settings, x, 1), rows)
+        self.assertEqual(vlm.grid(settings, x, 2), [[v / 2 for v in row] for row in rows])
+        self.assertEqual(vlm.grid(settings, [0.0] * 16, 0.0), [[0.0] * 4] * 4)
+
+    def shown(self, captioned, encoding='utf-8', tty=True, **env):
+        """What show() prints of images of 2x2 pixels"""
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        out.isatty = lambda: tty
+        env = {'NO_COLOR': '', 'TERM': 'xterm', **env}
+        with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
+            vlm.show(tiny(), captioned)
+            out.flush()
+        return out.buffer.getvalue().decode(encoding)
+
+    def test_show(self):
+        """By hand: 0, a third, two thirds and all of the brightest, in colours and in shades."""
+        captioned = [([0.0, 1.0, 2.0, 3.0], 'one'), ([3.0, 0.0, 0.0, 3.0], 'two: 2')]
+        colours = ('\x1b[38;5;232;48;5;247m▀\x1b[38;5;240;48;5;255m▀\x1b[0m    '
+                   ' \x1b[38;5;255;48;5;232m▀\x1b[38;5;232;48;5;255m▀\x1b[0m    \n'
+                   'one    two: 2\n\n')
+        plain = '  --   @@    \n**@@     @@  \none    two: 2\n\n'
+        self.assertEqual(self.shown(captioned), colours)
+        for options in ({'NO_COLOR': '1'}, {'TERM': 'dumb'}, {'encoding': 'ascii'}, {'tty': False}):
+            with self.subTest(options):
+                self.assertEqual(self.shown(captioned, **options), plain)
+
+    def test_width(self):
+        """As many side by side as fit into 80 columns, and no line is longer."""
+        for size, tty in itertools.product((8, 14), (False, True)):
+            out = io.TextIOWrapper(io.BytesIO(), 'utf-8')
+            out.isatty = lambda: tty
+            captioned = [([1.0] * size ** 2, 'seven ✓ 99.9%')] * 20
+            with mock.patch.dict(os.environ, NO_COLOR='', TERM='xterm'), \
+                    contextlib.redirect_stdout(out):
+                vlm.show(vlm.complete({'size': size}), captioned)
+                out.flush()
+            text = re.sub('\x1b[^m]*m', '', out.buffer.getvalue().decode())
+            widths = {len(line) for line in text.split('\n') if line}
+            self.assertTrue(40 < max(widths) < 80, (size, tty, widths))
+            self.assertEqual(text.count('seven'), 20)
+
+    @unittest.skipIf(os.name == 'nt', 'Windows has no pseudo-terminals')
+    def test_terminal(self):
+        """On a real terminal, pictures replace the twenty lines; piped, the lines stay."""
+        data = write(self.folder / 'images', digits(13, 25))
+        argv = [sys.executable, str(PROGRAM), '--data', str(data), '--steps', '0', '--test', '25',
+                '--tokens', '2', '--width', '4', '--jobs', '1']
+        def printed(**env):
+            leader, follower = os.openpty()
+            with open(leader, 'rb', 0) as reader:
+                env = {**os.environ, 'TERM': 'xterm', 'PYTHONIOENCODING': 'utf-8', **env}
+                process = subprocess.Popen(argv, stdout=follower, stderr=subprocess.DEVNULL, env=env)
+                os.close(follower)
+                parts = []
+                with contextlib.suppress(OSError):  # so Linux ends a terminal
+                    while not parts or parts[-1]:
+                        parts.append(reader.read(65536))
+                self.assertEqual(process.wait(), 0)
+            return b''.join(parts).decode()
+        env = {name: value for name, value in os.environ.items() if name != 'NO_COLOR'}
+        with mock.patch.dict(os.environ, env, clear=True):
+            coloured, plain = printed(), printed(NO_COLOR='1')
+        for text in coloured, plain:
+            self.assertNotIn('true:', text)
+            self.assertIn('test accuracy', text)
+            self.assertEqual(len(re.findall(r'[✓✗] \d+\.\d%', text)), 20)
+        self.assertEqual(coloured.count('▀'), 20 * 8 * 4)
+        self.assertNotIn('▀', plain)
+        self.assertNotIn('\x1b', plain)
+        piped = subprocess.check_output(argv, stderr=subprocess.DEVNULL)
+        self.assertEqual(piped.count(b'true:'), 20)
+        self.assertNotIn(b'\x1b', piped)
+
+class Kept(Case):
+    """What the eye can draw again."""
+    def test_power_iteration(self):
+        """Against the largest eigenvector of M, made in full and multiplied a thousand times."""
+        settings, numbers = loaded(8)
+        weights = vlm.matrices(settings, numbers)
+        for pixels, _ in vlm.read_digits(DATA, 'optdigits-test', 8)[:10]:
+            x = vlm.prepare(settings, pixels)
+            m = [[0.0] * len(x) for _ in x]
+            for number, degree in enumerate(settings.tokens):
+                for l, r in zip(*(weights[f'eye{number}.{i}'] for i in (0, 1))):
+                    f = tools.dot(l, x) * tools.dot(r, x) * (degree == 2) / 2
+                    for i, j in itertools.product(range(len(x)), repeat=2):
+                        m[i][j] += f * (l[i] * r[j] + r[i] * l[j])
+            shift = max(sum(map(abs, row)) for row in m)  # no eigenvalue is larger in size
+            v = x
+            for _ in range(1000):
+                v = [a + shift * b for a, b in zip(tools.product(m, v), v)]
+                size = math.sqrt(tools.dot(v, v))
+                v = [a / size for a in v]
+            strength = math.sqrt(2 * tools.dot(v, tools.product(m, v)) * len(x))
+            self.assertGreater(tools.dot(v, x), 0)
+            kept = vlm.kept(settings, weights, x)
+            off = [a / math.sqrt(tools.dot(kept, kept)) - b for a, b in zip(kept, v)]
+            self.assertLess(tools.dot(off, off), 1e-3)
+            self.assertGreater(strength, 0)
+
+    def test_negative(self):
+        """An eigenvalue that is larger, but negative, is not taken for the largest."""
+        settings = tiny(tokens=[2], width=1)
+        # (l.x)(r.x) (l r^T + r l^T) / 2 = 0.4375 diag(1, -2.25)
+        weights = {'eye0.0': [[1.0, 1.5, 0, 0]], 'eye0.1': [[1.0, -1.5, 0, 0]]}
+        kept = vlm.kept(settings, weights, [1.0, 0.5, 0.0, 0.0])
+        self.assertGreater(kept[0], 10 * abs(kept[1]))
+
+    def test_patches_and_degrees(self):
+        """Each patch by itself; nothing where no token has degree 2; all zero for a black image."""
+        settings = tiny(size=4, patches=2, tokens=[2, 3])
+        weights = vlm.matrices(settings, random_numbers(settings))
+        x = gauss(16, 3)
+        whole = vlm.kept(settings, weights, x)
+        self.assertEqual(whole[4:8], vlm.kept(tiny(tokens=[2, 3]), weights, x[4:8]))
+        self.assertEqual(set(map(abs, vlm.kept(settings, weights, [0.0] * 16))), {0.0})
+        settings = tiny(tokens=[1, 3])
+        self.assertEqual(vlm.kept(settings, vlm.matrices(settings, random_numbers(settings)),
+                                  gauss(4, 1)), [])
+
+class Gradient(tools.Case):
+    """Down to the pixels."""
+    def test_pixels(self):
+        """By the pixels, against finite differences: every degree, patches, two layers."""
+        for changes in ({'tokens': [1]}, {'tokens': [2]}, {'tokens': [3]}, {'tokens': [2, 4]},
+                        {'tokens': [1, 2, 3, 4]}, {'size': 4, 'patches': 2, 'tokens': [2, 3]},
+                        {'pieces': 1}, {'layers': 1, 'heads': 2, 'pieces': 1}):
+            with self.subTest(changes):
+                settings = tiny(**changes)
+                numbers = random_numbers(settings)
+                numbers += vlm.half_gram(vlm.matrices(settings, numbers), settings)
+                weights = vlm.matrices(settings, list(map(vlm.Value, numbers)))
+                pixels = list(map(vlm.Value, gauss(settings.size ** 2, 4)))
+                vlm.joint_loss(weights, settings, pixels, '<cab>').backward()
+                plain = tools.matrices(settings, numbers)
+                def loss(x):
+                    return tools.loss('joint', plain, settings, x, '<cab>')
+                self.assertNear([pixel.grad for pixel in pixels],
+                                tools.slopes(loss, [pixel.data for pixel in pixels]), 1e-5)
+
+class Drawings(Case):
+    """An image that learns."""
+    def test_draw(self):
+        """From the start given, each image with pixels from 0 on, of mean square 1; the name gets
+        more probable; the same again gives the same."""
+        settings, numbers = loaded(8)
+        weights = vlm.matrices(settings, numbers)
+        start = vlm.prepare(settings, vlm.read_digits(DATA, 'optdigits-test', 8)[4][0])
+        for x in [1.0] * 64, start:
+            images = vlm.draw(settings, numbers, 'nine', x)
+            self.assertEqual((images[0], len(images)), (x, vlm.STEPS + 1))
+            for image in images:
+                self.assertGreaterEqual(min(image), 0.0)
+                self.assertAlmostEqual(tools.dot(image, image) / 64, 1.0, delta=1e-4)
+            self.assertEqual(read(settings, numbers, images[-1]), 'nine')
+            self.assertEqual(images, vlm.draw(settings, numbers, 'nine', x))
+            self.assertGreater(vlm.answer(weights, settings, images[-1])['probability'], 0.5)
+
+    def test_another_model_reads(self):
+        """Of the ten drawings of one model, another of other size and tokens reads eight at least."""
+        (settings, numbers), (other, its_numbers) = loaded(8), loaded(14)
+        right = 0
+        for name in vlm.NAMES:
+            x = vlm.draw(settings, numbers, name, [1.0] * 64)[-1]
+            ink = enlarged(vlm.grid(settings, x, max(x)), 35)
+            right += read(other, its_numbers, vlm.prepare(other, vlm.centre(ink))) == name
+        self.assertGreaterEqual(right, 8)
+
+    def test_command(self):
+        """--draw without any data: pictures and readings; wrong names get one line."""
+        weights = ['--load', DATA / 'weights-8.json']
+        self.patch(vlm, load_digits=None)
+        out = self.accepted('seven: seven . ', *weights, '--draw', 'seven,two')
+        self.assertNotIn('accuracy', out)
+        self.assertEqual(len(re.findall(r'\d%', out)), 2)
+        out = self.accepted('nine: ', *weights, '--draw', 'all', encoding='ascii')
+        self.assertEqual(len(re.findall(r'\w+: \w+ [+x] ', out)), 10)
+        for names in '', 'ten', 'seven,', 'Seven', 'all,seven':
+            with self.subTest(names):
+                self.refused(2, 'draw', *weights, '--draw', names)
+
+    def test_report_too(self):
+        """With --test, there is a report as well."""
+        data = write(self.folder / 'images', digits(13, 25))
+        out = self.accepted('accuracy: ', '--data', data, '--load', DATA / 'weights-8.json',
+                            '--draw', 'one', '--test', 3)
+        self.assertIn('one: ', out)
+
+class Centre(Case):
+    """Drawings of any size and place are brought into MNIST's form."""
+    def test_by_hand(self):
+        """A bar, ten pixels long and one wide: 20 long, two wide, around the middle of pixel 14."""
+        ink = [0] * 900
+        for y in range(3, 13):
+            ink[30 * y + 7] = 200
+        rows = vlm.split(vlm.centre(ink), 28)
+        for y, row in enumerate(rows):
+            for x, v in enumerate(row):
+                self.assertAlmostEqual(v, 200 if 4 <= y < 24 and 14 <= x < 16 else 0, places=9)
+
+    def test_faint(self):
+        """What is not above a fifth of the darkest is no ink for the box; nothing stays nothing."""
+        ink = [40] * 100
+        ink[55] = 201
+        self.assertAlmostEqual(sum(vlm.centre(ink)), 201 * 400, places=6)
+        self.assertEqual(set(vlm.centre(bytes(64))), {0.0})
+
+    @unittest.skipUnless(vlm.find(Path(MNIST), 't10k-images-idx3-ubyte'), 'there is no MNIST')
+    def test_names_stay(self):
+        """Real images, enlarged, shifted, thickened and made smaller, keep their names."""
+        settings, numbers = loaded(8)
+        weights = vlm.matrices(settings, numbers)
+        def name(pixels):
+            return vlm.answer(weights, settings, vlm.prepare(settings, pixels))['name']
+        def shifted(rows, dx, dy):
+            return [[rows[y - dy][x - dx] if 0 <= y - dy < 28 and 0 <= x - dx < 28 else 0
+                     for x in range(28)] for y in range(28)]
+        def thick(rows):  # each pixel takes the darkest of itself, the one above, the one before
+            return [[max(rows[y][x], rows[y - 1][x], rows[y][x - 1]) for x in range(28)]
+                    for y in range(28)]
+        changes = {
+            'enlarged': lambda rows: enlarged(rows, 10),
+            'shifted': lambda rows: enlarged(shifted(rows, 3, -3), 1),
+            'scaled': lambda rows: [v for line in [[0] * 28 * 9] * 40 + [
+                [0] * 30 + row + [0] * (28 * 9 - 30 - 56) for row in vlm.split(enlarged(rows, 2), 56)
+            ] + [[0] * 28 * 9] * (28 * 9 - 96) for v in line],
+            'thick': lambda rows: enlarged(thick(rows), 1)}
+        images = [pixels for pixels, _ in vlm.read_digits(Path(MNIST), 't10k', 28)[:200]]
+        names = [name(pixels) for pixels in images]
+        for what, change in changes.items():
+            with self.subTest(what):
+                again = [name(vlm.centre(change(vlm.split(list(pixels), 28)))) for pixels in images]
+                self.assertGreaterEqual(sum(map(str.__eq__, names, again)), 0.97 * len(names))
+
+class Home(Case):
+    """Where the page, the weights and MNIST are looked for."""
+    def test_home(self):
+        """Beside vlm.py, or, where there is no data/ beside it, in the current folder."""
+        elsewhere = self.folder / 'elsewhere'
+        elsewhere.mkdir()
+        self.patch(vlm, __file__=str(elsewhere / 'vlm.py'))
+        self.assertEqual(vlm.home(), self.folder / 'data')
+        (elsewhere / 'data').mkdir()
+        self.assertEqual(vlm.home(), elsewhere / 'data')
+
+    def test_nothing_is_made(self):
+        """Without a network, no data/ appears."""
+        self.refused(1, re.escape(str(self.folder / 'data')), '--size', 14, '--steps', 1)
+        self.assertFalse((self.folder / 'data').exists())
