@@ -841,13 +841,17 @@ class Page(BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Print nothing."""
 
+class Server(ThreadingHTTPServer):
+    """A thread for each request."""
+    request_queue_size = 64  # clients that may wait until a thread is theirs
+
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = home() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
     for number in range(8000, 8100) if port is True else [port]:
         with suppress(OSError, OverflowError):
-            return ThreadingHTTPServer(('127.0.0.1', number), Page)
+            return Server(('127.0.0.1', number), Page)
     check(False, f'port {number} is not free')
 
 def serve(server, settings, numbers):
