@@ -704,7 +704,7 @@ def draw(settings, numbers, name, x):
         images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
     return images
 
-STEPS, LIKENESS, GREY = 80, 2.0, [1.0]  # LIKENESS: the factor of the rebuilding loss
+STEPS, LIKENESS, GREY = 80, 0.5, [1.0]  # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def exhibit(settings, numbers):
