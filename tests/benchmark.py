@@ -178,7 +178,7 @@ def textbook_loss(w, settings, x, text):
             h = [a + b for a, b in zip(h, linear(w[f'mouth{i}.down'], hidden))]
         outputs.append(softmax(linear(w['mouth.logits'], rmsnorm(h))))
     spoken = outputs[-len(text) + 1:]
-    loss = sum(-probs[letter].log() for probs, letter in zip(spoken, text[1:])) / len(spoken)
+    loss = sum(-probs[letter].log() for probs, letter in zip(spoken, text[1:]))
     if settings.reconstruction:
         pairs, everything = list(zip(left, right)), dot(x, x) ** 2
         gram = [[dot(l, m) * dot(r, s) for m, s in pairs] for l, r in pairs]
