@@ -931,11 +931,13 @@ def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(list('1234').index(degree) + 1 for degree in text.split(','))
 
-def names(text):
-    """'seven,three' -> ['seven', 'three']; 'all' -> all names"""
-    return NAMES if text == 'all' else text.split(',')
+def names(texts):
+    """['seven,three', 'two'] -> ['seven', 'three', 'two']; ['all'] -> all names"""
+    return NAMES if texts == ['all'] else ','.join(texts).split(',')
 
-KINDS = {'tokens': degrees, 'draw': names, 'page': int}
+SPECIAL = {  # what argparse needs to know of some options
+    'tokens': {'type': degrees}, 'draw': {'nargs': '+'},
+    'page': {'type': int, 'nargs': '?', 'const': True}}
 
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
@@ -944,11 +946,13 @@ def parse(argv):
         'of handwritten digits, then is tested. Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
-        kind = KINDS.get(name, str if least == 'null' else type(json.loads(least)))
-        more = {'nargs': '?', 'const': True} if name == 'page' else {}
-        groups[group].add_argument('--' + name.replace('_', '-'), type=kind, metavar='X', **more,
-                                   help=meaning + f' (default: {default})' * (default != 'null'))
+        kind = str if least == 'null' else type(json.loads(least))
+        text = meaning + f' (default: {default})' * (default != 'null')
+        groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
+                                   **{'type': kind, **SPECIAL.get(name, {})})
     given = vars(parser.parse_args(argv))
+    if 'draw' in given:
+        given['draw'] = names(given['draw'])
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])

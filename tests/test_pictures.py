@@ -205,6 +205,7 @@ class Drawings(Case):
         weights = ['--load', DATA / 'weights-8.json']
         self.patch(vlm, load_digits=None)
         out = self.accepted('seven: seven . ', *weights, '--draw', 'seven,two')
+        self.assertEqual(self.accepted('two: ', *weights, '--draw', 'seven', 'two'), out)
         self.assertNotIn('accuracy', out)
         self.assertEqual(len(re.findall(r'\d%', out)), 2)
         out = self.accepted('nine: ', *weights, '--draw', 'all', encoding='ascii')
