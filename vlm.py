@@ -800,7 +800,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer with what a task makes of the body of the request."""
         path, length = self.path.partition('?')[0], self.headers.get('Content-Length', '0')
         task = TASKS.get(f'{self.command} {path}')
-        hosts = [f'{name}:{self.server.server_port}' for name in ('localhost', '127.0.0.1')]
+        port = f':{self.server.server_port}'
+        hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
             check(self.headers['Host'] in hosts, 'for this machine only')
             check(self.headers.get('Origin', f'http://{hosts[0]}')
