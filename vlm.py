@@ -15,7 +15,7 @@ encoder, or visual tokenizer) makes them of the image. The others are letters (t
 example to learn from is a pair: an image, as a list with a number for each pixel, and a text, in
 which '<' is BOS, its begin, and '>' is EOS, its end:
 
-    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')
+    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 0: black; scaled: their mean square is 1
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through attention, into the eye, and teaches it what to ask.
@@ -47,8 +47,8 @@ class Value:
     >>> c.data, a.grad, b.grad    # dc/da = b + 1, as a is used twice; dc/db = a
     (8.0, 4.0, 2.0)
 
-    An edge joins a number to a list of parents, with a list of its derivatives by them: for a * b,
-    ((a, b), (3.0, 2.0)), as it grows 3 times as fast as a and twice as fast as b.
+    An edge is a pair: parents, and the derivatives by them. That of a * b is ((a, b), (3.0, 2.0)),
+    as it grows 3 times as fast as a and twice as fast as b.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first: parents come before children
@@ -100,7 +100,7 @@ class Value:
 # edge leads to the Values of a, with the numbers of b, and one the other way round.
 
 class Vector(list):
-    """A list of Values; `data` is the list of their numbers."""
+    """A list of Values. `data` has their numbers once more, as floats: dot() works on those."""
     __slots__ = 'data',
 
 def collect(numbers):
@@ -112,7 +112,7 @@ def collect(numbers):
     return out
 
 def dot(a, b):
-    """a [n], b [n] -> a_1 b_1 + ... + a_n b_n"""
+    """a [n], b [n] -> a_1 b_1 + ... + a_n b_n; where one of them is constant, it is b"""
     if type(a) is Vector and type(b) is Vector:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     if type(a) is Vector:
@@ -129,7 +129,7 @@ def add(a, b):
 
 def relu(a):
     """a [n] -> [n], with 0 for what is negative"""
-    return collect([v if v > 0 else v * 0.0 for v in a])
+    return collect([v if v > 0 else v * 0.0 for v in a])  # v * 0.0 is a Value, 0.0 is not
 
 def rmsnorm(a):
     """a [n] -> [n], divided by its root mean square: sizes stay alike (Zhang and Sennrich 2019)"""
@@ -158,9 +158,9 @@ def softmax(scores, scale=1.0):
 # command line; round brackets show defaults.) A latent answers a question about the image x. Of
 # degree 1, it is the dot product of x and a row of weights, a pattern: how much of it is there? Of
 # degree 2, it multiplies two, (l.x)(r.x): large only if patterns l and r are both there (or both
-# negative). Degree 3 multiplies three, with x minus its mean, rescaled: so it learns faster. Degree
-# 4 multiplies two dot products, with each half of f, all latents of degree 2. settings.tokens: the
-# degree of each token (2, 3, 3). An image may be cut into patches (1 per side).
+# negative). Degree 3 multiplies three, of x minus its mean, rescaled: it learns faster. Degree 4 is
+# degree 2 again, not of x but of f, all latents of degree 2: l.(one half) times r.(the other).
+# settings.tokens: each token's degree (2, 3, 3). An image may be cut into patches (1 per side).
 
 def see(weights, settings, x):
     """image x [size * size], patch after patch -> vision tokens [patches^2][tokens][width]"""
@@ -188,14 +188,15 @@ def code(settings, tokens):
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
 # Does the eye keep what it saw? An autoencoder must draw it again; here (Dooms and Gauderis 2025,
-# arXiv:2510.16820) not x, but B = x x^T, the matrix of all products B_pq = x_p x_q. Latents of
-# degree 2, f_j = (l_j.x)(r_j.x), are weighted sums of these products, and draw with the same
-# weights: the stronger f_j, the more of l_j r_j^T. All together draw A = sum_j f_j l_j r_j^T. What
-# is missing is ||A - B||^2 = A.A - 2 A.B + B.B, where the dot product of two matrices adds up the
-# products of their elements. As (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), these are
-#     A.A = sum_ij f_i f_j G_ij, G_ij = (l_i.l_j)(r_i.r_j);  A.B = sum_j f_j (l_j.x)(r_j.x) = f.f
-# and B.B = (x.x)^2. So we never make A or B. G, the gram matrix, depends on weights alone: all
-# images share it. As G_ij = G_ji, we keep it up to the diagonal, and double what is off it.
+# arXiv:2510.16820) not x, but all products of two pixels: B = x x^T, where a b^T is the matrix with
+# a_p b_q in row p, column q. Only latents of degree 2 draw: f_j = (l_j.x)(r_j.x) adds f_j times its
+# own patterns' products, l_j r_j^T, to the drawing A. What is missing is the sum of the squares of
+# A - B: ||A - B||^2 = A.A - 2 A.B + B.B (for matrices, too, . multiplies and adds up elements).
+# By (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), we need neither A nor B:
+#     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
+#     A.B = sum_j f_j (l_j.x)(r_j.x) = sum_j f_j f_j = f.f;  B.B = (x.x)^2
+# G depends on weights alone: made once, it serves all images. As G_ij = G_ji, we keep row i up to
+# G_ii, with all but G_ii doubled.
 
 def half_gram(weights, settings):
     """-> [k * (k + 1) / 2], the numbers G_11, 2 G_21, G_22, 2 G_31, 2 G_32, G_33 ..."""
@@ -208,7 +209,7 @@ def rebuilding_loss(weights, settings, vision, x):
     """image x and its vision tokens -> the part of x x^T that they do not draw again"""
     missing, everything = 0.0, 0.0
     for tokens, patch in zip(vision, split(x, len(x) // len(vision))):
-        f = code(settings, tokens)  # matrices() cuts half_gram's numbers into rows of 1, 2 ... k
+        f = code(settings, tokens)  # weights['gram']: rows 1, 2 ... k of half_gram(), by matrices()
         aa = dot(f, collect([dot(row, collect(f[:len(row)])) for row in weights['gram']]))
         ab = dot(f, f)
         bb = dot(patch, patch) ** 2
@@ -235,7 +236,7 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A sum of n random products is about sqrt(n) in size: so scaled, scores begin at about 1.
+        # A sum of n random products grows like sqrt(n): divide by that, once for each piece.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
@@ -252,7 +253,7 @@ def transformer(weights, settings, h, cache, predict=True):
         normed = rmsnorm(h)
         keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else later tokens read only key, value
+        if predict or layer < settings.layers - 1:  # nobody needs the last h of a vision token
             query = split(linear(weights[f'mouth{layer}.query'], normed), n)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -307,7 +308,7 @@ def matrices(settings, numbers):
     weights = {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
                for name, (rows, columns) in shapes(settings).items()}
     k = settings.tokens.count(2) * settings.width
-    weights['gram'] = [collect(list(islice(numbers, i + 1))) for i in range(k)]  # what is left
+    weights['gram'] = [collect(list(islice(numbers, i + 1))) for i in range(k)]  # the rest, if any
     return weights
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
@@ -315,9 +316,9 @@ def matrices(settings, numbers):
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more. The
 # mouth is fed the right letters (teacher forcing). Most are soon known: after "se", only "v" is
-# possible. Those with p above settings.known (0.85) count as 0, so backward() has nothing to hand
-# on (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the sum over its letters,
-# plus settings.reconstruction (0.5) times the part that is not drawn again.
+# possible. Letters with p above settings.known (0.85) are left out: they have nothing to teach, and
+# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the sum of
+# its letters' losses, plus settings.reconstruction (0.5) times the part that is not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -348,7 +349,7 @@ def leaves_of(numbers):
     return LEAVES[:len(numbers)]
 
 def gradient(settings, loss_of, numbers, portion):
-    """numbers followed by those of G [n]; examples -> their part of the loss, its derivatives"""
+    """numbers and G's [n], some examples -> their part of the loss, its derivatives [n]"""
     leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
@@ -358,14 +359,14 @@ def gradient(settings, loss_of, numbers, portion):
     return total, [leaf.grad for leaf in leaves]
 
 def batch_gradient(settings, loss_of, numbers, batch, share_out):
-    """a minibatch of examples -> its mean loss, the gradient [numbers]"""
+    """a minibatch -> its mean loss, the gradient [numbers]; share_out is, or works like, map()"""
     gram = half_gram(matrices(settings, numbers), settings) if settings.reconstruction else []
     portions = [batch[i:i + PORTION] for i in range(0, len(batch), PORTION)]
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # To the images, the numbers of G were leaves, with derivatives c. But they are made of the
-        # weights w: the chain rule adds c dG/dw, the derivative of the dot product c.G.
+        # Above, G was a constant, and total ends in c = dloss/dG. But G is made of the weights w:
+        # dloss/dw gains c dG/dw. That is the derivative of the dot product c.G, with c constant.
         leaves = leaves_of(numbers)
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
@@ -379,13 +380,13 @@ LEAVES = []  # made once in each process: thousands of new ones for each portion
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
-    """Change numbers in place, all or those at the places `learns`; yield the loss of each step."""
+    """Change numbers in place, all or those at the places in `learns`; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means that began at 0 lack the rest
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # early means are too small by this
         for i in range(len(numbers)) if learns is None else learns:
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
@@ -416,17 +417,19 @@ from itertools import accumulate
 from pathlib import Path
 
 # ---- Sampling letters, and learning in stages ----------------------------------------------------
-# One stage a run, carried on by files: `--stage eye --save FILE`, then `--stage joint --load FILE`.
+# A stage trains a part, such as the eye. One stage a run, carried on by files: `--stage eye --save
+# FILE`, then `--stage joint --load FILE`.
 
 def sampler(settings, x):
     """-> a function for speak(): logits [n] -> index of a random letter, mostly a likely one"""
     rng = random.Random(repr((settings.seed, x)))  # the same in whichever process
     def choose(logits):
+        """logits [n] -> the index of the letter to say"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
-        kept = [i for i, total in zip(order, before) if total < settings.top_p]
-        return rng.choices(kept, [probs[i] for i in kept])[0] if kept[1:] else kept[0]
+        likely = [i for i, total in zip(order, before) if total < settings.top_p]
+        return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
     return choose
 
 def eye_loss(weights, settings, x, text):
@@ -438,7 +441,7 @@ def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
     return naming_loss(weights, settings, [], text)
 
-STAGES = {  # the loss, and how the names of the matrices begin that change
+STAGES = {  # the loss, and the prefix of the matrices that change ('': all)
     'joint': (joint_loss, ''), 'eye': (eye_loss, 'eye'), 'mouth': (mouth_loss, 'mouth'),
     'frozen-eye': (joint_loss, 'mouth'), 'frozen-mouth': (joint_loss, 'eye')}
 
@@ -515,7 +518,7 @@ def check(good, complaint):
         sys.exit(f'vlm.py: {complaint}')
 
 def write_file(path, content):
-    """Write bytes under a temporary name, then rename; b'' only tries."""
+    """Write bytes under a temporary name, then rename; b'' only checks that this can be done."""
     path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
     check(path.is_file() or not path.exists(), f'{path} is not a regular file, so not replaced')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -534,7 +537,7 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    path = Path(path) if Path(path).exists() else home().parent / path  # data/ may be elsewhere
+    path = Path(path) if Path(path).exists() else home().parent / path  # such as data/...
     content, good = path.read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         saved, numbers = map(json.loads(content).get, ('settings', 'numbers'))
@@ -560,6 +563,7 @@ def shrink(line, size):
     width = len(line) / size
     edges = [i * width for i in range(size + 1)]
     sums, line = [0, *accumulate(line)], [*line, 0]
+    # What lies before each edge, with its part of the pixel that the edge cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / width for a, b in zip(before, before[1:])]
 
@@ -579,7 +583,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """a function of an image x, such as a loss; pixels [side * side] -> its result for them"""
+    """a function of (weights, settings, image x, ...) -> its result for raw pixels [side * side]"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
@@ -589,7 +593,7 @@ def examples(settings, digits):
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
             text = BOS + NAMES[digit] + EOS
-            # Every other text ends after two letters: what follows is easy, and learned in time.
+            # Half of the texts end after two letters: the rest of a name is easier, and needs less.
             yield pixels, text[:3] if i % 2 else text
 
 def home():
@@ -660,15 +664,19 @@ def grid(settings, x, top):
                for patch in split(x, len(x) // settings.patches ** 2)]
     return [list(chain(*rows)) for band in split(patches, settings.patches) for rows in zip(*band)]
 
+def unicode():
+    """-> whether standard output can show any character"""
+    return 'utf' in (sys.stdout.encoding or '').lower()
+
 def caption(name, said):
     """the right name, answer() -> a line that compares them"""
-    mark = ('✗✓' if 'utf' in (sys.stdout.encoding or '').lower() else 'x+')[said['name'] == name]
+    mark = ('✗✓' if unicode() else 'x+')[said['name'] == name]
     return f'{said["name"]} {mark} {said["probability"]:.1%}'
 
 def show(settings, captioned):
     """[(image x, caption)]: Print each image above its caption, side by side in 80 columns."""
-    plain = (not sys.stdout.isatty() or 'utf' not in sys.stdout.encoding.lower()
-             or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb'
+    plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
+             or os.environ.get('TERM') == 'dumb'
              or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
     pictures = []
     for x, _ in captioned:
@@ -685,7 +693,7 @@ def show(settings, captioned):
     for some in split(list(zip(pictures, captioned)), 80 // (column + 1)):
         for lines in zip(*[picture for picture, _ in some]):
             print(*[line + ' ' * (column - width) for line in lines])
-        print(*[text.ljust(column) for _, (_, text) in some], end='\n\n', flush=True)
+        print(*[text.ljust(column) for _, (_, text) in some], end='\n\n')
 
 # ---- Drawing: from a name to an image ------------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
@@ -693,11 +701,12 @@ def show(settings, captioned):
 # digit, for what the eye can draw again is like what it has seen: another model then reads 9 of 10
 # drawings, not 7 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
-def draw(settings, numbers, name, x):
-    """a name, image x to start from -> the images [STEPS + 1] on the way to one of that name"""
+def draw(settings, numbers, name, start=None):
+    """a name, an image x to start from, else flat grey -> the images [STEPS + 1] on the way"""
     weights = matrices(settings, list(map(Value, numbers)))
-    aims = argparse.Namespace(**{**vars(settings), 'known': 1.0, 'reconstruction': LIKENESS})
-    images = [x]
+    aims = {'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
+    aims = argparse.Namespace(**{**vars(settings), **aims})
+    images = [start or [1.0] * settings.size ** 2]
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
         joint_loss(weights, aims, pixels, BOS + name + EOS).backward()
@@ -706,21 +715,21 @@ def draw(settings, numbers, name, x):
         images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
     return images
 
-STEPS, LIKENESS, GREY = 80, 0.5, [1.0]  # steps; factor of the rebuilding loss; a pixel to start
+STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def exhibit(settings, numbers):
     """Draw the names in settings.draw; print the images, and what the model reads in them."""
     weights, captioned = matrices(settings, numbers), []
     for name in settings.draw:
-        x = draw(settings, numbers, name, GREY * settings.size ** 2)[-1]
+        x = draw(settings, numbers, name)[-1]
         captioned.append((x, f'{name}: {caption(name, answer(weights, settings, x))}'))
     show(settings, captioned)
 
 # ---- A page to play with -------------------------------------------------------------------------
 
 def centre(ink):
-    """a drawing [n * n] of any size and place -> one as in MNIST [28 * 28]"""
+    """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in the middle of 28x28"""
     lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
     for _ in 'rows', 'columns':
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
@@ -729,7 +738,7 @@ def centre(ink):
     for _ in 'columns', 'rows':
         lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
         masses = [sum(line) for line in zip(*lines)]
-        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # so 14 is their middle
+        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # so many empty
         lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
@@ -737,15 +746,16 @@ def kept(settings, weights, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
     # It draws A = sum_j f_j l_j r_j^T. Were this v v^T, the image would be v. In general, v is the
     # main eigenvector of M, A's symmetric part: to multiply with M again and again turns any vector
-    # that way (power iteration). Adding its length keeps it from negative eigenvalues.
+    # that way (power iteration). Adding length * v keeps it from negative eigenvalues.
     left, right = [[row for number, degree in enumerate(settings.tokens) if degree == 2
                     for row in weights[f'eye{number}.{factor}']] for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
+            # 2 M v = sum_j f_j ((r_j.v) l_j + (l_j.v) r_j)
             shares = list(map(mul, f + f, linear(right + left, v)))
-            product = linear(list(zip(*left, *right)), shares)  # 2 M v
+            product = linear(list(zip(*left, *right)), shares)
             length = math.sqrt(dot(product, product) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(product, v)])
         strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
@@ -758,30 +768,30 @@ def read_page(settings, numbers, body):
 
 def read_drawing(settings, numbers, body):
     """POST /read, a drawing [n * n] -> what is said of it, seen and kept"""
-    weights, pixels = matrices(settings, numbers), centre(check_ink(body))
-    x = prepare(settings, pixels)
+    weights, greys = matrices(settings, numbers), downscale(settings, centre(check_ink(body)))
+    x = rmsnorm(greys)  # as prepare() does
     said, again = answer(weights, settings, x), kept(settings, weights, x)
     return {'name': said['name'], 'probability': said['probability'], 'letters': said['letters'],
-            'size': settings.size, 'seen': flat(settings, downscale(settings, pixels), 255),
+            'size': settings.size, 'seen': flat(settings, greys, 255),
             'kept': again and flat(settings, again, max(again))}
 
 def draw_name(settings, numbers, body):
     """POST /draw, a name and perhaps a drawing to start from -> the images on the way"""
-    order, x = None, []
+    order, start = None, None
     with suppress(ValueError, RecursionError):
         order = json.loads(body)
     check(type(order) is dict and order.get('name') in NAMES, 'name must be one of zero ... nine')
-    if 'ink' in order:
-        x = prepare(settings, centre(check_ink(order['ink'])))
+    if 'ink' in order and any(check_ink(order['ink'])):
+        start = prepare(settings, centre(order['ink']))
     with DRAWING:
-        images = draw(settings, numbers, order['name'], x if any(x) else GREY * settings.size ** 2)
+        images = draw(settings, numbers, order['name'], start)
     said = answer(matrices(settings, numbers), settings, images[-1])
     return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
 def check_ink(ink):
     """bytes, or what was JSON -> the same, if it is a drawing"""
-    check(type(ink) in (bytes, list) and 8 <= math.isqrt(len(ink)) == len(ink) ** 0.5 <= 560
+    check(type(ink) in (bytes, list) and len(ink) in [n * n for n in range(8, 561)]
           and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
           'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
     return ink
@@ -803,6 +813,7 @@ class Page(BaseHTTPRequestHandler):
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
+            # Any site that a browser shows may send requests here: answer our own page alone.
             check(self.headers['Host'] in hosts, 'for this machine only')
             check(self.headers.get('Origin', f'http://{hosts[0]}')
                   in [f'http://{host}' for host in hosts], 'not for another site')
@@ -813,7 +824,7 @@ class Page(BaseHTTPRequestHandler):
                 self.send(200, task(*self.server.model, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
-        except SystemExit as complaint:
+        except SystemExit as complaint:  # of check(): here it ends a request, not the program
             self.send_error(400, str(complaint).replace('vlm.py: ', ''))
 
     do_GET = do_POST
@@ -828,13 +839,15 @@ class Page(BaseHTTPRequestHandler):
         page = type(content) is bytes
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
+        # The page may load nothing from elsewhere, nor stand inside another site's.
         self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
         self.wfile.write(content if page else json.dumps(content).encode())
 
     def handle(self):
-        """Answer, then hear the client out, else it may miss the answer; unless it goes away."""
+        """Answer, then read what is still sent: to close before would reset the connection, and
+        the answer might be lost. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
             self.connection.shutdown(socket.SHUT_WR)
@@ -847,13 +860,13 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    allow_reuse_address = os.name != 'nt'  # where it would give two servers the same port
+    allow_reuse_address = os.name != 'nt'  # there, two servers could share a port
 
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = home() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
-    for number in range(8000, 8100) if port is True else [port]:
+    for number in range(8000, 8100) if port is True else [port]:  # True: --page alone
         with suppress(OSError, OverflowError):
             return Server(('127.0.0.1', number), Page)
     check(False, f'port {number} is not free')
@@ -897,7 +910,7 @@ pieces          model     2             1     of a query and a key; 1 is dot-pro
 mlp             model     1             1     hidden units of a layer, per number of the width
 temperature     speaking  0.0           0.0   above 0: a random letter, not the likeliest
 top_p           speaking  1.0           1e-9  of the likeliest letters, together this probable
-"""  # name, group, default at size 8 / 14, least, what it is
+"""  # name, group, default at size 8 / 14, least (null: any), what it is
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
 SHAPING = ['size', *[name for name, group, *_ in ROWS if group == 'model']]  # kept with the weights
 
@@ -921,12 +934,12 @@ def complaint(settings):
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4': degrees(','.join(map(str, s.tokens))) == s.tokens,
         'tokens of degree 4 need an even number of latents of degree 2':
-            4 not in s.tokens or f > 0 == f % 2,
+            4 not in s.tokens or f > 0 and f % 2 == 0,
         'draw must be names, zero ... nine, or all': {*NAMES} >= {*(s.draw or [])},
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or f * s.reconstruction}
-    return '; '.join(rule for rule, kept in rules.items() if not kept)
+    return '; '.join(rule for rule, good in rules.items() if not good)
 
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
@@ -961,7 +974,7 @@ def parse(argv):
         parser.error(f'{changed} contradicts {settings.load}' if changed else complaint(settings))
     if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
         settings.steps = 0
-    if not 'test' in given and given.keys() & {'draw', 'page'}:
+    if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     settings.jobs = min(settings.jobs or cores or 1, settings.batch)
@@ -980,8 +993,9 @@ def train(settings, numbers, digits):
     loss = partial(on_pixels, STAGES[settings.stage][0])
     places = learning_places(settings)
     try:
-        with processes(settings.jobs) as map:
-            steps = learn(settings, numbers, examples(settings, digits), loss, places, map)
+        with processes(min(settings.jobs, math.ceil(settings.batch / PORTION))) as share_out:
+            steps = learn(settings, numbers, examples(settings, digits), loss, places,
+                          share_out)
             for step, error in enumerate(steps, 1):
                 if not math.isfinite(error):
                     raise OverflowError(f'loss {error} at step {step}')
@@ -1002,8 +1016,8 @@ def answer(weights, settings, x):
     choose = [sampler(settings, x)] if settings.temperature else []
     for letter, p in speak(weights, settings, cache, *choose):
         heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
-        look = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
-        letters.append({'letter': letter, 'probability': p, 'look': look})
+        looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
+        letters.append({'letter': letter, 'probability': p, 'look': looked})
     name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
     return {'name': name, 'probability': math.prod(letter['probability'] for letter in letters),
             'letters': letters[:len(name)],
@@ -1013,9 +1027,9 @@ def report(settings, numbers, digits):
     """Speak the names of the digits; show the first twenty, and how many were right."""
     task = partial(on_pixels, answer, matrices(settings, numbers), settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
-    with processes(settings.jobs) as map:
+    with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
-            answers += map(task, part)
+            answers += share_out(task, part)
             if len(answers) == len(part):  # the first ones
                 first = list(zip(labels[:20], images, answers))
                 if sys.stdout.isatty():
@@ -1029,7 +1043,8 @@ def report(settings, numbers, digits):
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
     errors = [said['missing'] for said in answers]
     right = [said['name'] == NAMES[label] for said, label in zip(answers, labels)]
-    n, square = sum(right), 1.96 ** 2  # within 1.96 standard deviations are 95 % (Wilson 1927)
+    # The interval (Wilson 1927): all true shares from which n is within 1.96 standard deviations.
+    n, square = sum(right), 1.96 ** 2
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     low, high = [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
     print(f'reconstruction error: {sum(errors) / count:.3f} (1.0 = reconstructs nothing)')
@@ -1050,10 +1065,11 @@ def main(argv=None):
     usual = vars(complete({'size': settings.size, 'jobs': settings.jobs}))
     print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
                     if name == 'size' or vars(settings)[name] != usual[name]), flush=True)
-    train(settings, numbers, digits)
+    if settings.steps:
+        train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    numbers = numbers + half_gram(matrices(settings, numbers), settings)
+    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # for rebuilding_loss()
     if settings.test:
         report(settings, numbers, test[:settings.test])
     if settings.draw:

@@ -22,7 +22,7 @@ def main():
             its_weights = vlm.matrices(its_settings, its_numbers)
             own, read = [], []
             for name in vlm.NAMES:
-                x = vlm.draw(settings, numbers, name, vlm.GREY * size ** 2)[-1]
+                x = vlm.draw(settings, numbers, name)[-1]
                 own.append(vlm.answer(weights, settings, x)['name'] == name)
                 ink = enlarged(vlm.grid(settings, x, max(x)), 280 // size)
                 x = vlm.prepare(its_settings, vlm.centre(ink))

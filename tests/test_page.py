@@ -306,7 +306,7 @@ class Answers(Case):
                     self.assertEqual(max(frame), 1)
                 first, last = got['frames'][0], got['frames'][-1]
                 self.assertNotEqual(first, last)
-                x = vlm.GREY * 64
+                x = [1.0] * 64
                 if start:
                     x = vlm.prepare(self.settings, vlm.centre(ink))
                     seen = self.server.read(ink)['seen']
