@@ -47,8 +47,8 @@ class Value:
     >>> c.data, a.grad, b.grad    # dc/da = b + 1, as a is used twice; dc/db = a
     (8.0, 4.0, 2.0)
 
-    An edge is a pair: parents, and the derivatives by them. That of a * b is ((a, b), (3.0, 2.0)),
-    as it grows 3 times as fast as a and twice as fast as b.
+    An edge pairs some parents with the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
+    it grows 3 times as fast as a and twice as fast as b. A dot product has two.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first: parents come before children
@@ -80,7 +80,7 @@ class Value:
 
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
-        # Going back, we meet all users of a Value before itself: then its grad is complete, and no
+        # Going back, we meet a Value only after all its users: its grad is then complete, and no
         # sort is needed. A leaf's grad starts at 0 and adds up, over all uses and images.
         self.grad = 1.0  # the derivative of self by itself
         for node in reversed(Value.tape):
@@ -112,7 +112,7 @@ def collect(numbers):
     return out
 
 def dot(a, b):
-    """a [n], b [n] -> a_1 b_1 + ... + a_n b_n; where one of them is constant, it is b"""
+    """a [n], b [n] -> a_1 b_1 + ... + a_n b_n; if one is constant, pass it as b"""
     if type(a) is Vector and type(b) is Vector:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     if type(a) is Vector:
@@ -129,7 +129,7 @@ def add(a, b):
 
 def relu(a):
     """a [n] -> [n], with 0 for what is negative"""
-    return collect([v if v > 0 else v * 0.0 for v in a])  # v * 0.0 is a Value, 0.0 is not
+    return collect([v if v > 0 else v * 0.0 for v in a])  # 0.0 alone is no Value
 
 def rmsnorm(a):
     """a [n] -> [n], divided by its root mean square: sizes stay alike (Zhang and Sennrich 2019)"""
@@ -149,7 +149,7 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # By the quotient rule, dp_i / dscore_j = scale p_i (1 - p_j) if i = j, else -scale p_i p_j.
+    # Quotient rule: dp_i / dscore_j = scale p_i ((i == j) - p_j), where i == j counts as 1 or 0.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
@@ -158,8 +158,8 @@ def softmax(scores, scale=1.0):
 # command line; round brackets show defaults.) A latent answers a question about the image x. Of
 # degree 1, it is the dot product of x and a row of weights, a pattern: how much of it is there? Of
 # degree 2, it multiplies two, (l.x)(r.x): large only if patterns l and r are both there (or both
-# negative). Degree 3 multiplies three, of x minus its mean, rescaled: it learns faster. Degree 4 is
-# degree 2 again, not of x but of f, all latents of degree 2: l.(one half) times r.(the other).
+# negative). Degree 3 multiplies three, of x centred and rescaled, to learn faster. Degree 4 is
+# degree 2 again, not of x but of f, all latents of degree 2: (l.f1)(r.f2), with the halves of f.
 # settings.tokens: each token's degree (2, 3, 3). An image may be cut into patches (1 per side).
 
 def see(weights, settings, x):
@@ -187,16 +187,16 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# Does the eye keep what it saw? An autoencoder must draw it again; here (Dooms and Gauderis 2025,
-# arXiv:2510.16820) not x, but all products of two pixels: B = x x^T, where a b^T is the matrix with
-# a_p b_q in row p, column q. Only latents of degree 2 draw: f_j = (l_j.x)(r_j.x) adds f_j times its
-# own patterns' products, l_j r_j^T, to the drawing A. What is missing is the sum of the squares of
-# A - B: ||A - B||^2 = A.A - 2 A.B + B.B (for matrices, too, . multiplies and adds up elements).
+# Does the eye keep what it saw? An autoencoder must draw it again. Degree 2 sees products of two
+# pixels, so it draws these (Dooms and Gauderis 2025, arXiv:2510.16820): B = x x^T, where a b^T is
+# the matrix with a_p b_q in row p, column q. Latent f_j = (l_j.x)(r_j.x) adds its own patterns, so
+# the drawing is A = sum_j f_j l_j r_j^T. What is missing is the sum of the squares of the elements
+# of A - B: ||A - B||^2 = A.A - 2 A.B + B.B (for matrices, too, . multiplies and adds up elements).
 # By (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), we need neither A nor B:
 #     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
 #     A.B = sum_j f_j (l_j.x)(r_j.x) = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# G depends on weights alone: made once, it serves all images. As G_ij = G_ji, we keep row i up to
-# G_ii, with all but G_ii doubled.
+# G depends on weights alone: made once per step, it serves all images. As G_ij = G_ji, half is
+# enough: row i up to G_ii. All but G_ii stand for two, so they are kept doubled.
 
 def half_gram(weights, settings):
     """-> [k * (k + 1) / 2], the numbers G_11, 2 G_21, G_22, 2 G_31, 2 G_32, G_33 ..."""
@@ -209,7 +209,7 @@ def rebuilding_loss(weights, settings, vision, x):
     """image x and its vision tokens -> the part of x x^T that they do not draw again"""
     missing, everything = 0.0, 0.0
     for tokens, patch in zip(vision, split(x, len(x) // len(vision))):
-        f = code(settings, tokens)  # weights['gram']: rows 1, 2 ... k of half_gram(), by matrices()
+        f = code(settings, tokens)  # weights['gram']: the rows of half_gram(), see matrices()
         aa = dot(f, collect([dot(row, collect(f[:len(row)])) for row in weights['gram']]))
         ab = dot(f, f)
         bb = dot(patch, patch) ** 2
@@ -223,7 +223,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # layer, attention, fetches what earlier tokens know. From each h, matrices make a query (what I
 # look for), a key (what I offer) and a value (what I hand over; no Value). The query is matched
 # with each key up to its own, none later (causal attention), usually by a dot product.
-# Tensor-product attention cuts both in pieces (2) and multiplies their dot products, as the eye
+# Tensor-product attention cuts both in pieces (2), dots piece with piece and multiplies, as the eye
 # does. Softmax turns the matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share times
 # value. Heads (1) do so side by side, each with its part of query, key and value; `output` joins
 # what they fetch. Keys and values stay in a cache (KV cache). The second half, an MLP, works on h
@@ -236,7 +236,7 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A sum of n random products grows like sqrt(n): divide by that, once for each piece.
+        # A sum of n random products is about sqrt(n) in size: divide by that for each piece.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
@@ -293,7 +293,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers; zeros where layers add to h, and for logits: these learn first"""
+    """-> random numbers: dot products begin near size 1; zeros where layers add, and for logits"""
     rng, numbers = random.Random(settings.seed), []
     for name, (rows, columns) in shapes(settings).items():
         deviation = 0.0 if name.endswith(('output', 'down', 'logits')) else columns ** -0.5
@@ -343,13 +343,13 @@ def joint_loss(weights, settings, x, text):
 
 def leaves_of(numbers):
     """floats [n] -> leaves [n], with grad 0"""
-    LEAVES.extend(map(Value, numbers[len(LEAVES):]))
+    LEAVES.extend(map(Value, numbers[len(LEAVES):]))  # others are used again
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     return LEAVES[:len(numbers)]
 
 def gradient(settings, loss_of, numbers, portion):
-    """numbers and G's [n], some examples -> their part of the loss, its derivatives [n]"""
+    """numbers, then G's [n], some examples -> their part of the loss, its derivatives [n]"""
     leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
@@ -365,8 +365,8 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # Above, G was a constant, and total ends in c = dloss/dG. But G is made of the weights w:
-        # dloss/dw gains c dG/dw. That is the derivative of the dot product c.G, with c constant.
+        # Above, G's numbers were leaves, too: total ends in c = dloss/dG. But G is made of the
+        # weights w: dloss/dw gains c dG/dw, the derivative of c.G (a dot product), c constant.
         leaves = leaves_of(numbers)
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
@@ -375,19 +375,19 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
 
 PORTION = 16  # examples of a minibatch (32) that one process works on at a time
 LEAVES = []  # made once in each process: thousands of new ones for each portion would take time
-# Adam (Kingma and Ba 2015) divides the running mean of a derivative, in which older steps fade, by
-# the root of that of its square: each number moves by about the learning rate. Decay shrinks all.
+# Adam (Kingma and Ba 2015) keeps two running means for each number: of its derivative and of that
+# squared. A move is rate * first / sqrt(second): about the rate. Decay then shrinks all numbers.
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
     """Change numbers in place, all or those at the places in `learns`; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
-        batch = list(islice(examples, settings.batch))
+        batch = list(islice(examples, settings.batch))  # of an endless iterator
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # early means are too small by this
-        for i in range(len(numbers)) if learns is None else learns:
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0: / full corrects it
+        for i in (range(len(numbers)) if learns is None else learns):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
@@ -417,14 +417,15 @@ from itertools import accumulate
 from pathlib import Path
 
 # ---- Sampling letters, and learning in stages ----------------------------------------------------
-# A stage trains a part, such as the eye. One stage a run, carried on by files: `--stage eye --save
-# FILE`, then `--stage joint --load FILE`.
+# A stage trains a part, such as the eye. Each run does one; the next loads its file:
+#     python vlm.py --stage eye --save FILE
+#     python vlm.py --stage joint --load FILE
 
 def sampler(settings, x):
     """-> a function for speak(): logits [n] -> index of a random letter, mostly a likely one"""
     rng = random.Random(repr((settings.seed, x)))  # the same in whichever process
     def choose(logits):
-        """logits [n] -> the index of the letter to say"""
+        """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
@@ -480,7 +481,7 @@ def processes(count):
             pipe.close()
 
 def collect_no_cycles():
-    """CPython would search for cycles of objects, but there are none. PyPy must go on."""
+    """CPython frees objects by itself, but for cycles: none here. PyPy needs its collector."""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -513,7 +514,7 @@ def follow(pipe, first_end):
 # ---- Files: weights; MNIST, or the digits bundled in data/ ---------------------------------------
 
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1."""
+    """Go on if all is good, else end with one line and status 1 (do_POST() catches that)."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -563,7 +564,7 @@ def shrink(line, size):
     width = len(line) / size
     edges = [i * width for i in range(size + 1)]
     sums, line = [0, *accumulate(line)], [*line, 0]
-    # What lies before each edge, with its part of the pixel that the edge cuts:
+    # The sum of all before each edge: whole pixels, then the part of the one that it cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / width for a, b in zip(before, before[1:])]
 
@@ -571,7 +572,7 @@ def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, part = settings.size, range(settings.size // settings.patches)
     side = math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # 3 of MNIST's 28 pixels are nearly always black
+    inner = slice(side // 9, side - side // 9)  # MNIST's outer 3 are nearly always black
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     corners = range(0, size, len(part))
@@ -587,7 +588,7 @@ def on_pixels(function, weights, settings, pixels, *text):
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is left for validation"""
+    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is never used here"""
     rng, digits = random.Random(settings.seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)
@@ -744,16 +745,16 @@ def centre(ink):
 
 def kept(settings, weights, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
-    # It draws A = sum_j f_j l_j r_j^T. Were this v v^T, the image would be v. In general, v is the
-    # main eigenvector of M, A's symmetric part: to multiply with M again and again turns any vector
-    # that way (power iteration). Adding length * v keeps it from negative eigenvalues.
+    # It draws A. Which image v has v v^T nearest to A? To multiply by A + A^T again and again turns
+    # any vector that way (power iteration; v is an eigenvector). Adding length * v keeps it from
+    # turning to one whose eigenvalue is negative.
     left, right = [[row for number, degree in enumerate(settings.tokens) if degree == 2
                     for row in weights[f'eye{number}.{factor}']] for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
-            # 2 M v = sum_j f_j ((r_j.v) l_j + (l_j.v) r_j)
+            # (A + A^T) v = sum_j f_j ((r_j.v) l_j + (l_j.v) r_j); here, + joins lists
             shares = list(map(mul, f + f, linear(right + left, v)))
             product = linear(list(zip(*left, *right)), shares)
             length = math.sqrt(dot(product, product) / len(v))
@@ -813,7 +814,7 @@ class Page(BaseHTTPRequestHandler):
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
-            # Any site that a browser shows may send requests here: answer our own page alone.
+            # Any site can make a browser send requests here; Host and Origin tell which did.
             check(self.headers['Host'] in hosts, 'for this machine only')
             check(self.headers.get('Origin', f'http://{hosts[0]}')
                   in [f'http://{host}' for host in hosts], 'not for another site')
@@ -846,8 +847,8 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(content if page else json.dumps(content).encode())
 
     def handle(self):
-        """Answer, then read what is still sent: to close before would reset the connection, and
-        the answer might be lost. A client that goes away is no error."""
+        """Answer, then read the rest of the request, as closing early could lose the answer. A
+        client that goes away is no error."""
         with suppress(OSError):
             super().handle()
             self.connection.shutdown(socket.SHUT_WR)
@@ -860,13 +861,13 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    allow_reuse_address = os.name != 'nt'  # there, two servers could share a port
+    allow_reuse_address = os.name != 'nt'  # there, two could share a port
 
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = home() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
-    for number in range(8000, 8100) if port is True else [port]:  # True: --page alone
+    for number in range(8000, 8100) if port is True else [port]:  # True: any
         with suppress(OSError, OverflowError):
             return Server(('127.0.0.1', number), Page)
     check(False, f'port {number} is not free')
@@ -1043,7 +1044,7 @@ def report(settings, numbers, digits):
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
     errors = [said['missing'] for said in answers]
     right = [said['name'] == NAMES[label] for said, label in zip(answers, labels)]
-    # The interval (Wilson 1927): all true shares from which n is within 1.96 standard deviations.
+    # The interval (Wilson 1927): the true accuracies with which a count like n is no surprise.
     n, square = sum(right), 1.96 ** 2
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     low, high = [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
