@@ -514,7 +514,7 @@ def follow(pipe, first_end):
 # ---- Files: weights; MNIST, or the digits bundled in data/ ---------------------------------------
 
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1 (do_POST() catches that)."""
+    """Go on if all is good, else end with one line and status 1."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -1061,8 +1061,8 @@ def main(argv=None):
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
-    print(f'{len(numbers):,} parameters, {len(digits):,} training images, '
-          f'{len(test):,} test images')
+    images = f', {len(digits):,} training images, {len(test):,} test images'
+    print(f'{len(numbers):,} parameters' + images * bool(needed))
     usual = vars(complete({'size': settings.size, 'jobs': settings.jobs}))
     print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
                     if name == 'size' or vars(settings)[name] != usual[name]), flush=True)
