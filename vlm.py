@@ -396,9 +396,8 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
-def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logits))):
+def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logits)), letter=BOS):
     """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
-    letter = BOS
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -410,11 +409,31 @@ def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logit
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
 import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
-import time, urllib.request, webbrowser, zlib
+import time, urllib.parse, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
+
+# ---- Questions -----------------------------------------------------------------------------------
+# What the mouth says depends on the image and on the question. A question is a token in the place
+# of BOS, which asks for the name. Here is each, with its token, and its answers for 0 to 9. To add
+# one, add a row. The vocabulary has the tokens and letters of those that a model learns, no more.
+
+QUESTIONS = """
+name    <  zero one two three four five six seven eight nine
+next    +  one two three four five six seven eight nine ten
+parity  %  even odd even odd even odd even odd even odd
+french  F  zéro un deux trois quatre cinq six sept huit neuf
+german  D  null eins zwei drei vier fünf sechs sieben acht neun
+"""
+TOKENS, ANSWERS = {}, {}
+for row in QUESTIONS.strip().splitlines():
+    name, TOKENS[name], *ANSWERS[name] = row.split()
+
+def question_of(settings, answer):
+    """an answer -> the first question that has it, of those learned; None where there is none"""
+    return next((q for q in ANSWERS if q in settings.learned and answer in ANSWERS[q]), None)
 
 # ---- Sampling letters, and learning in stages ----------------------------------------------------
 # A stage trains a part, such as the eye. Each run does one; the next loads its file:
@@ -542,6 +561,7 @@ def load(path):
     content, good = path.read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         saved, numbers = map(json.loads(content).get, ('settings', 'numbers'))
+        saved = {'learned': ['name'], **saved}  # older files say nothing of questions
         settings = complete(saved)
         good = (saved.keys() == set(SHAPING) and not complaint(settings)
                 and settings.layers < len(numbers) == sum(map(math.prod, shapes(settings).values()))
@@ -549,7 +569,6 @@ def load(path):
     check(good, f'{path} is damaged, or not a weights file of vlm.py')
     return saved, list(map(float, numbers))
 
-NAMES = 'zero one two three four five six seven eight nine'.split()
 MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
            'https://ossci-datasets.s3.amazonaws.com/mnist/']
 TIMEOUT = 5  # seconds without an answer, until the next mirror is tried
@@ -593,7 +612,8 @@ def examples(settings, digits):
     while True:
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
-            text = BOS + NAMES[digit] + EOS
+            question = settings.questions[i // 2 % len(settings.questions)]
+            text = TOKENS[question] + ANSWERS[question][digit] + EOS
             # Half of the texts end after two letters: the rest of a name is easier, and needs less.
             yield pixels, text[:3] if i % 2 else text
 
@@ -669,9 +689,9 @@ def unicode():
     """-> whether standard output can show any character"""
     return 'utf' in (sys.stdout.encoding or '').lower()
 
-def caption(name, said):
-    """the right name, answer() -> a line that compares them"""
-    mark = ('✗✓' if unicode() else 'x+')[said['name'] == name]
+def caption(right, said):
+    """the right text, answer() -> a line that compares them"""
+    mark = ('✗✓' if unicode() else 'x+')[said['name'] == right]
     return f'{said["name"]} {mark} {said["probability"]:.1%}'
 
 def show(settings, captioned):
@@ -696,21 +716,21 @@ def show(settings, captioned):
             print(*[line + ' ' * (column - width) for line in lines])
         print(*[text.ljust(column) for _, (_, text) in some], end='\n\n')
 
-# ---- Drawing: from a name to an image ------------------------------------------------------------
+# ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
 # of the letters alone, much of it becomes noise. The rebuilding loss, too, makes it look like a
 # digit, for what the eye can draw again is like what it has seen: another model then reads 9 of 10
 # drawings, not 7 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
-def draw(settings, numbers, name, start=None):
-    """a name, an image x to start from, else flat grey -> the images [STEPS + 1] on the way"""
+def draw(settings, numbers, text, start=None):
+    """'<seven>', an image x to start from, else flat grey -> the images [STEPS + 1] on the way"""
     weights = matrices(settings, list(map(Value, numbers)))
     aims = {'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
     aims = argparse.Namespace(**{**vars(settings), **aims})
     images = [start or [1.0] * settings.size ** 2]
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
-        joint_loss(weights, aims, pixels, BOS + name + EOS).backward()
+        joint_loss(weights, aims, pixels, text).backward()
         slopes = rmsnorm([pixel.grad for pixel in pixels])
         rate = 0.3 * (1 - step / STEPS)
         images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
@@ -719,12 +739,18 @@ def draw(settings, numbers, name, start=None):
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
+def draw_and_read(settings, numbers, name, start=None):
+    """an answer, perhaps an image x to start from -> draw()'s images, answer() for the last one"""
+    question, weights = question_of(settings, name), matrices(settings, numbers)
+    images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
+    return images, answer(weights, settings, see(weights, settings, images[-1]), question)
+
 def exhibit(settings, numbers):
-    """Draw the names in settings.draw; print the images, and what the model reads in them."""
-    weights, captioned = matrices(settings, numbers), []
-    for name in settings.draw:
-        x = draw(settings, numbers, name)[-1]
-        captioned.append((x, f'{name}: {caption(name, answer(weights, settings, x))}'))
+    """Draw what is in settings.draw; print the images, and what the model reads in them."""
+    captioned = []
+    for name in to_draw(settings):
+        images, said = draw_and_read(settings, numbers, name)
+        captioned.append((images[-1], f'{name}: {caption(name, said)}'))
     show(settings, captioned)
 
 # ---- A page to play with -------------------------------------------------------------------------
@@ -763,30 +789,30 @@ def kept(settings, weights, x):
         out += [strength * a for a in v]
     return out
 
-def read_page(settings, numbers, body):
+def read_page(settings, numbers, question, body):
     """GET / -> the page"""
     return (home() / 'page.html').read_bytes()
 
-def read_drawing(settings, numbers, body):
-    """POST /read, a drawing [n * n] -> what is said of it, seen and kept"""
+def read_drawing(settings, numbers, question, body):
+    """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
     weights, greys = matrices(settings, numbers), downscale(settings, centre(check_ink(body)))
     x = rmsnorm(greys)  # as prepare() does
-    said, again = answer(weights, settings, x), kept(settings, weights, x)
-    return {'name': said['name'], 'probability': said['probability'], 'letters': said['letters'],
-            'size': settings.size, 'seen': flat(settings, greys, 255),
-            'kept': again and flat(settings, again, max(again))}
+    again = kept(settings, weights, x)
+    return {**answer(weights, settings, see(weights, settings, x), question),
+            'questions': {q: ANSWERS[q] for q in settings.questions}, 'size': settings.size,
+            'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
 
-def draw_name(settings, numbers, body):
-    """POST /draw, a name and perhaps a drawing to start from -> the images on the way"""
+def draw_name(settings, numbers, question, body):
+    """POST /draw, an answer and perhaps a drawing to start from -> the images on the way"""
     order, start = None, None
     with suppress(ValueError, RecursionError):
         order = json.loads(body)
-    check(type(order) is dict and order.get('name') in NAMES, 'name must be one of zero ... nine')
+    check(type(order) is dict and question_of(settings, order.get('name')),
+          'name must be an answer that the model knows, such as seven')
     if 'ink' in order and any(check_ink(order['ink'])):
         start = prepare(settings, centre(order['ink']))
     with DRAWING:
-        images = draw(settings, numbers, order['name'], start)
-    said = answer(matrices(settings, numbers), settings, images[-1])
+        images, said = draw_and_read(settings, numbers, order['name'], start)
     return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
@@ -809,7 +835,9 @@ class Page(BaseHTTPRequestHandler):
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
-        path, length = self.path.partition('?')[0], self.headers.get('Content-Length', '0')
+        path, _, query = self.path.partition('?')
+        length, model = self.headers.get('Content-Length', '0'), self.server.model
+        question = dict(urllib.parse.parse_qsl(query)).get('ask', model[0].questions[0])
         task = TASKS.get(f'{self.command} {path}')
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
@@ -822,7 +850,8 @@ class Page(BaseHTTPRequestHandler):
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
             if task:
-                self.send(200, task(*self.server.model, body))
+                check(question in model[0].questions, f'no question is named {question}')
+                self.send(200, task(*model, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
         except SystemExit as complaint:  # of check(): here it ends a request, not the program
@@ -894,8 +923,9 @@ jobs            common    0             0     processes; 0 is one for each proce
 data            common    null          null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null          null  write the weights to this file, as JSON
 load            common    null          null  only speak, with these weights; with --steps, learn on
-draw            common    null          null  draw these names, such as seven,three, or all
+draw            common    null          null  draw these answers, such as seven,three, or all
 page            common    null          null  then serve a page to play with, at this port
+questions       common    null          null  to ask: all that the file knows, without one: name
 stage           learning  "joint"       null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014         1e-9  learning rate; it falls linearly to zero
 batch           learning  32            1     images in a minibatch
@@ -913,14 +943,18 @@ temperature     speaking  0.0           0.0   above 0: a random letter, not the 
 top_p           speaking  1.0           1e-9  of the likeliest letters, together this probable
 """  # name, group, default at size 8 / 14, least (null: any), what it is
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-SHAPING = ['size', *[name for name, group, *_ in ROWS if group == 'model']]  # kept with the weights
+# Kept with the weights:
+SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0
     settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    settings['vocabulary'] = sorted({BOS, EOS, *''.join(NAMES)})
-    settings['longest'] = max(map(len, NAMES)) + 1  # letters to say, EOS among them
+    asked = given.get('questions', ['name'])
+    settings['learned'] = settings['questions'] = learned = given.get('learned', asked)
+    texts = [EOS, *chain(*[[TOKENS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
+    settings['vocabulary'] = sorted(set(''.join(texts)))
+    settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
     return argparse.Namespace(**{**settings, **given})
 
 def complaint(settings):
@@ -936,7 +970,10 @@ def complaint(settings):
         'tokens must be degrees from 1 to 4': degrees(','.join(map(str, s.tokens))) == s.tokens,
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or f > 0 and f % 2 == 0,
-        'draw must be names, zero ... nine, or all': {*NAMES} >= {*(s.draw or [])},
+        f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
+            {*ANSWERS} >= {*s.learned} >= {*s.questions} and len(s.questions) == len({*s.questions}),
+        'draw must be answers that the model knows, or all':
+            not s.draw or all(question_of(s, name) for name in to_draw(s)),
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or f * s.reconstruction}
@@ -946,19 +983,22 @@ def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(list('1234').index(degree) + 1 for degree in text.split(','))
 
-def names(texts):
-    """['seven,three', 'two'] -> ['seven', 'three', 'two']; ['all'] -> all names"""
-    return NAMES if texts == ['all'] else ','.join(texts).split(',')
+def to_draw(settings):
+    """-> the answers in --draw, such as ['seven,three', 'two']; for all, the first question's"""
+    texts = ','.join(settings.draw).split(',')
+    return list(dict.fromkeys(ANSWERS[settings.questions[0]])) if texts == ['all'] else texts
 
 SPECIAL = {  # what argparse needs to know of some options
     'tokens': {'type': degrees}, 'draw': {'nargs': '+'},
+    'questions': {'type': lambda text: text.split(',')},
     'page': {'type': int, 'nargs': '?', 'const': True}}
 
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
     parser = argparse.ArgumentParser(
-        prog='vlm.py', argument_default=argparse.SUPPRESS, description='It learns to say the names '
-        'of handwritten digits, then is tested. Of two defaults, the second is for --size 14.')
+        'vlm.py', '%(prog)s [options]', argument_default=argparse.SUPPRESS,
+        description='It learns to say the names of handwritten digits, then is tested. '
+        'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
@@ -966,8 +1006,6 @@ def parse(argv):
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
                                    **{'type': kind, **SPECIAL.get(name, {})})
     given = vars(parser.parse_args(argv))
-    if 'draw' in given:
-        given['draw'] = names(given['draw'])
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
@@ -1009,48 +1047,57 @@ def train(settings, numbers, digits):
     except KeyboardInterrupt:
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
 
-def answer(weights, settings, x):
-    """image x -> what the mouth says of it, and how much of it the eye does not draw again"""
-    vision = see(weights, settings, x)
+def answer(weights, settings, vision, question):
+    """vision tokens of an image, a question -> what the mouth says"""
     cache, letters = prefill(weights, settings, vision), []
     tokens = len(cache[0][0])  # those that were read by now: the vision tokens
-    choose = [sampler(settings, x)] if settings.temperature else []
-    for letter, p in speak(weights, settings, cache, *choose):
+    choose = {'choose': sampler(settings, vision)} if settings.temperature else {}
+    for letter, p in speak(weights, settings, cache, letter=TOKENS[question], **choose):
         heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
         looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
         letters.append({'letter': letter, 'probability': p, 'look': looked})
     name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
     return {'name': name, 'probability': math.prod(letter['probability'] for letter in letters),
-            'letters': letters[:len(name)],
-            'missing': rebuilding_loss(weights, settings, vision, x)}
+            'letters': letters[:len(name)]}
+
+def answer_all(weights, settings, x):
+    """image x -> {question: answer()}, how much of the image the eye does not draw again"""
+    vision = see(weights, settings, x)
+    return ({question: answer(weights, settings, vision, question)
+             for question in settings.questions}, rebuilding_loss(weights, settings, vision, x))
 
 def report(settings, numbers, digits):
-    """Speak the names of the digits; show the first twenty, and how many were right."""
-    task = partial(on_pixels, answer, matrices(settings, numbers), settings)
+    """Answer for each of the digits; show the first twenty, and how many answers were right."""
+    task = partial(on_pixels, answer_all, matrices(settings, numbers), settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
+    asked = settings.questions[0]
     with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
             answers += share_out(task, part)
             if len(answers) == len(part):  # the first ones
-                first = list(zip(labels[:20], images, answers))
+                first = [(label, pixels, caption(ANSWERS[asked][label], said[asked]))
+                         for label, pixels, (said, _) in zip(labels[:20], images, answers)]
                 if sys.stdout.isatty():
-                    show(settings, [(prepare(settings, pixels), caption(NAMES[label], said))
-                                    for label, pixels, said in first])
+                    show(settings, [(prepare(settings, x), text) for _, x, text in first])
                 else:
-                    for label, _, said in first:
-                        print(f'[{label}] true: {NAMES[label]} | '
-                              f'generated: {caption(NAMES[label], said)}')
+                    for label, _, text in first:
+                        print(f'[{label}] true: {ANSWERS[asked][label]} | generated: {text}')
                 sys.stdout.flush()
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
-    errors = [said['missing'] for said in answers]
-    right = [said['name'] == NAMES[label] for said, label in zip(answers, labels)]
-    # The interval (Wilson 1927): the true accuracies with which a count like n is no surprise.
-    n, square = sum(right), 1.96 ** 2
+    error = sum(missing for _, missing in answers) / count
+    print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
+    for question in settings.questions:
+        right = sum(said[question]['name'] == ANSWERS[question][label]
+                    for (said, _), label in zip(answers, labels))
+        which = '' if question == 'name' else f' of {question}'
+        print(f'test accuracy{which}: {right}/{count} = {right / count:.2%} '
+              '(95% interval {:.2f}-{:.2f})'.format(*interval(right, count)), flush=True)
+
+def interval(n, count):
+    """n of count are right -> the true accuracies with which that is no surprise, in percent"""
+    square = 1.96 ** 2  # (Wilson 1927)
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
-    low, high = [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
-    print(f'reconstruction error: {sum(errors) / count:.3f} (1.0 = reconstructs nothing)')
-    print(f'test accuracy: {n}/{count} = {n / count:.2%} (95% interval {low:.2f}-{high:.2f})',
-          flush=True)
+    return [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
 
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
@@ -1080,6 +1127,8 @@ def main(argv=None):
 
 if __name__ == '__main__':
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
+    with suppress(AttributeError):  # an editor's own output
+        sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
     try:
         main()
     except KeyboardInterrupt:

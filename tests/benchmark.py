@@ -36,7 +36,7 @@ def random_numbers(settings, seed=5):
 
 def prepared(settings, digits):
     """[(pixels, digit)] -> examples to learn from: [(image x, text)]"""
-    return [(vlm.prepare(settings, pixels), vlm.BOS + vlm.NAMES[digit] + vlm.EOS)
+    return [(vlm.prepare(settings, pixels), vlm.BOS + vlm.ANSWERS['name'][digit] + vlm.EOS)
             for pixels, digit in digits]
 
 def per_image(step, batch, seconds):

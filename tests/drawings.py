@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
 from tests.test_pictures import enlarged, loaded
+from tests.tools import asked
 
 def main():
     """Print, for each factor and model, what it reads in its own drawings and the other in them."""
@@ -21,13 +22,13 @@ def main():
             weights = vlm.matrices(settings, numbers)
             its_weights = vlm.matrices(its_settings, its_numbers)
             own, read = [], []
-            for name in vlm.NAMES:
-                x = vlm.draw(settings, numbers, name)[-1]
-                own.append(vlm.answer(weights, settings, x)['name'] == name)
+            for name in vlm.ANSWERS['name']:
+                x = vlm.draw(settings, numbers, f'<{name}>')[-1]
+                own.append(asked(weights, settings, x)['name'] == name)
                 ink = enlarged(vlm.grid(settings, x, max(x)), 280 // size)
                 x = vlm.prepare(its_settings, vlm.centre(ink))
-                read.append(vlm.answer(its_weights, its_settings, x)['name'])
-            right = sum(map(str.__eq__, read, vlm.NAMES))
+                read.append(asked(its_weights, its_settings, x)['name'])
+            right = sum(map(str.__eq__, read, vlm.ANSWERS['name']))
             print(f'factor {vlm.LIKENESS}: drawn at {size}x{size}, reads its own {sum(own)} of 10; '
                   f'the other one reads {right} of 10: {" ".join(read)}', flush=True)
 

@@ -85,7 +85,7 @@ class Options(Runs):
         with mock.patch.dict(os.environ, COLUMNS='200'):
             out = self.accepted('usage', '--help')
         small, large = (vars(vlm.complete({'size': size})) for size in (8, 14))
-        for names in ('size steps seed test jobs data save load draw page',
+        for names in ('size steps seed test jobs data save load draw page questions',
                       'stage lr batch decay reconstruction known',
                       'tokens patches width layers heads pieces mlp', 'temperature top-p'):
             names = names.split()
@@ -94,7 +94,7 @@ class Options(Runs):
             self.assertEqual([name for name, _ in found[-1]], names)
             for name, text in found[-1]:
                 for value in {str(size[name.replace('-', '_')]) for size in (small, large)}:
-                    if name not in ('data', 'save', 'load', 'draw', 'page'):
+                    if name not in ('data', 'save', 'load', 'draw', 'page', 'questions'):
                         self.assertIn(value.strip('[]').replace(' ', ''),
                                       re.search(r' \(default:(.*)\)', text)[1].replace(' ', ''))
         self.assertEqual((small['size'], large['size'], small['steps'], large['steps']),
@@ -104,7 +104,7 @@ class Reports(Runs):
     """What is printed."""
     def test_format(self):
         """The report has the form that is documented, and only the first images if so asked."""
-        names, argv = vlm.NAMES, [*self.tiny, '--test']
+        names, argv = vlm.ANSWERS['name'], [*self.tiny, '--test']
         out = self.accepted('accuracy', *argv, 999)
         self.assertRegex(out, REPORT)
         self.assertEqual(re.findall(r'^\[(\d)\] true: (\w+)', out, re.M),
@@ -130,7 +130,8 @@ class Reports(Runs):
 
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, answer=lambda *_: {'name': 'seven', 'probability': 0.5, 'missing': 1.0})
+        self.patch(vlm, answer=lambda *_: {'name': 'seven', 'probability': 0.5},
+                   rebuilding_loss=lambda *_: 1.0)
         argv = [*self.tiny, '--steps', 0]
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):
@@ -208,7 +209,7 @@ class Weights(Runs):
             self.assertEqual(self.body(out), self.body(self.out))
         document = json.loads(self.good)
         self.assertEqual(document['settings'], dict(
-            size=8, tokens=[2], patches=1, width=4, layers=1, heads=1, pieces=2, mlp=1))
+            size=8, learned=['name'], tokens=[2], patches=1, width=4, layers=1, heads=1, pieces=2, mlp=1))
         self.assertEqual((list(document), {type(n) for n in document['numbers']},
                           len(document['numbers'])), (['settings', 'numbers'], {float}, 772))
         shown = json.dumps(document, indent=1, sort_keys=True)  # in another order, other spaces

@@ -182,7 +182,7 @@ class Folders(Case):
         for part in first[:23], first[23:]:
             self.assertEqual(sorted(image for image, _ in part), list(range(23)))
             for i, (image, text) in enumerate(part):
-                whole = f'<{vlm.NAMES[image % 10]}>'
+                whole = f"<{vlm.ANSWERS['name'][image % 10]}>"
                 self.assertEqual(text, whole[:3] if i % 2 else whole)
         self.assertEqual(given, [(i, i % 10) for i in range(25)])
         self.assertEqual(first, second)

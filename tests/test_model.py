@@ -559,7 +559,7 @@ class Learning(Case):
         for pixels, digit in digits:
             tokens = vlm.see(weights, settings, vlm.prepare(settings, pixels))
             spoken = vlm.speak(weights, settings, vlm.prefill(weights, settings, tokens))
-            right += ''.join(letter for letter, _ in spoken) == vlm.NAMES[digit] + '>'
+            right += ''.join(letter for letter, _ in spoken) == vlm.ANSWERS['name'][digit] + '>'
         return right / len(digits)
 
     def test_determinism(self):
@@ -575,7 +575,7 @@ class Learning(Case):
     def test_overfitting(self):
         """Ten images, one of each digit, are learned by heart."""
         ten, settings = self.train[:10], vlm.complete({})
-        examples = [(vlm.prepare(settings, pixels), f'<{vlm.NAMES[digit]}>')
+        examples = [(vlm.prepare(settings, pixels), f"<{vlm.ANSWERS['name'][digit]}>")
                     for pixels, digit in ten]
         self.assertEqual(sorted(digit for _, digit in ten), list(range(10)))
         *learned, losses = self.learned(itertools.cycle(examples), steps=90, batch=10, lr=0.02)

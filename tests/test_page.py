@@ -8,6 +8,7 @@ from unittest import mock
 
 import vlm
 from tests.test_data import PROGRAM, TINY, digits, write
+from tests.tools import asked
 
 PAGE = PROGRAM.parent / 'data' / 'page.html'
 QUICK = '--steps 0 --width 4 --tokens 2'.split()
@@ -191,8 +192,7 @@ class Answers(Case):
     def right(self, ink):
         """What the model says of a drawing, asked in this process"""
         x = vlm.prepare(self.settings, vlm.centre(ink))
-        said = vlm.answer(self.weights, self.settings, x)
-        return {name: said[name] for name in ('name', 'probability', 'letters')}
+        return asked(self.weights, self.settings, x)
 
     def test_page(self):
         """The page comes as it is in the file, with a policy that lets nothing in from outside."""
@@ -314,8 +314,8 @@ class Answers(Case):
                         self.assertAlmostEqual(a, b / max(seen), delta=0.01)
                 else:
                     self.assertEqual(first, [1.0] * 64)
-                said = vlm.answer(self.weights, self.settings,
-                                  vlm.draw(self.settings, self.numbers, name, x)[-1])
+                said = asked(self.weights, self.settings,
+                             vlm.draw(self.settings, self.numbers, f'<{name}>', x)[-1])
                 self.assertEqual((got['read'], got['probability']),
                                  (said['name'], said['probability']))
 
@@ -637,8 +637,8 @@ WEIGHTS = PROGRAM.parent / 'data' / 'weights-8.json'
 @unittest.skipIf(platform.python_implementation() == 'PyPy', 'the browser is tried with CPython')
 @unittest.skipUnless(importlib.util.find_spec('selenium'), 'needs pip install selenium')
 @unittest.skipUnless(CHROMIUM and shutil.which('chromedriver'), 'needs chromium and chromedriver')
-class Browser(Case):
-    """The page in Chromium, with the weights that come with it, if any."""
+class Chromium(Case):
+    """A browser, and what one does with the page in it; the weights are those that come with it."""
     argv = ['--load', WEIGHTS] if WEIGHTS.exists() else QUICK
 
     @classmethod
@@ -662,6 +662,7 @@ class Browser(Case):
         self.driver.get_log('browser')
         self.motion('reduce')
         self.driver.get(self.address)
+        until(lambda: self.driver.find_elements('css selector', '.names button'))
 
     def tearDown(self):
         super().tearDown()
@@ -727,6 +728,8 @@ class Browser(Case):
         self.assertRegex(probability, r'^\d+ %$')
         self.assertEqual(letters, name)
 
+class Browser(Chromium):
+    """The page in Chromium."""
     def test_read(self):
         """Strokes are read; clear and undo, as buttons and as keys."""
         from selenium.webdriver import ActionChains, Keys

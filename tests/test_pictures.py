@@ -6,7 +6,7 @@ from unittest import mock
 import vlm
 from tests import tools
 from tests.test_data import PROGRAM, Case, digits, run, write
-from tests.tools import gauss, random_numbers, tiny
+from tests.tools import asked, gauss, random_numbers, tiny
 
 DATA = PROGRAM.parent / 'data'
 MNIST = os.environ.get('VLM_MNIST') or DATA
@@ -19,7 +19,7 @@ def loaded(size):
 
 def read(settings, numbers, x):
     """The name that a model gives to an image x"""
-    return vlm.answer(vlm.matrices(settings, numbers), settings, x)['name']
+    return asked(vlm.matrices(settings, numbers), settings, x)['name']
 
 def enlarged(rows, times):
     """An image [n][n] -> a drawing [n * times * n * times] of squares"""
@@ -181,21 +181,21 @@ class Drawings(Case):
         weights = vlm.matrices(settings, numbers)
         start = vlm.prepare(settings, vlm.read_digits(DATA, 'optdigits-test', 8)[4][0])
         for x in [1.0] * 64, start:
-            images = vlm.draw(settings, numbers, 'nine', x)
+            images = vlm.draw(settings, numbers, '<nine>', x)
             self.assertEqual((images[0], len(images)), (x, vlm.STEPS + 1))
             for image in images:
                 self.assertGreaterEqual(min(image), 0.0)
                 self.assertAlmostEqual(tools.dot(image, image) / 64, 1.0, delta=1e-4)
             self.assertEqual(read(settings, numbers, images[-1]), 'nine')
-            self.assertEqual(images, vlm.draw(settings, numbers, 'nine', x))
-            self.assertGreater(vlm.answer(weights, settings, images[-1])['probability'], 0.5)
+            self.assertEqual(images, vlm.draw(settings, numbers, '<nine>', x))
+            self.assertGreater(asked(weights, settings, images[-1])['probability'], 0.5)
 
     def test_another_model_reads(self):
         """Of the ten drawings of one model, another of other size and tokens reads eight at least."""
         (settings, numbers), (other, its_numbers) = loaded(8), loaded(14)
         right = 0
-        for name in vlm.NAMES:
-            x = vlm.draw(settings, numbers, name, [1.0] * 64)[-1]
+        for name in vlm.ANSWERS['name']:
+            x = vlm.draw(settings, numbers, f'<{name}>', [1.0] * 64)[-1]
             ink = enlarged(vlm.grid(settings, x, max(x)), 35)
             right += read(other, its_numbers, vlm.prepare(other, vlm.centre(ink))) == name
         self.assertGreaterEqual(right, 8)
@@ -205,7 +205,8 @@ class Drawings(Case):
         weights = ['--load', DATA / 'weights-8.json']
         self.patch(vlm, load_digits=None)
         out = self.accepted('seven: seven . ', *weights, '--draw', 'seven,two')
-        self.assertEqual(self.accepted('two: ', *weights, '--draw', 'seven', 'two'), out)
+        again = self.accepted('two: ', *weights, '--draw', 'seven', 'two')
+        self.assertEqual(again.split('\n')[2:], out.split('\n')[2:])
         self.assertNotIn('accuracy', out)
         self.assertEqual(len(re.findall(r'\d%', out)), 2)
         out = self.accepted('nine: ', *weights, '--draw', 'all', encoding='ascii')
@@ -246,7 +247,7 @@ class Centre(Case):
         settings, numbers = loaded(8)
         weights = vlm.matrices(settings, numbers)
         def name(pixels):
-            return vlm.answer(weights, settings, vlm.prepare(settings, pixels))['name']
+            return asked(weights, settings, vlm.prepare(settings, pixels))['name']
         def shifted(rows, dx, dy):
             return [[rows[y - dy][x - dx] if 0 <= y - dy < 28 and 0 <= x - dx < 28 else 0
                      for x in range(28)] for y in range(28)]

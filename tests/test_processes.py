@@ -72,7 +72,7 @@ class Processes(unittest.TestCase):
                 disturb()
             gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
             weights = vlm.matrices(settings, numbers + gram)
-            spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
+            spoken = map(functools.partial(vlm.on_pixels, vlm.answer_all, weights, settings),
                          [pixels for pixels, _ in DIGITS])
             workers = list(map(functools.partial(where, None), range(10)))
         self.nobody()

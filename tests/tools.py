@@ -12,6 +12,10 @@ import vlm
 EPSILON = 1e-5  # what RMSNorm adds to the mean square
 
 
+def asked(weights, settings, x, question='name'):
+    """What the model says to a question about an image x"""
+    return vlm.answer(weights, settings, vlm.see(weights, settings, x), question)
+
 def tiny(**changes):
     """Settings of a model of few weights that spells with a, b and c; then as asked for"""
     small = dict(size=2, tokens=[2, 3, 4], width=4, heads=1, layers=2, batch=2, steps=1,
