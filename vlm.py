@@ -396,7 +396,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
-def speak(weights, settings, cache, choose=lambda logits: logits.index(max(logits)), letter=BOS):
+def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
     """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
@@ -432,8 +432,8 @@ for row in QUESTIONS.strip().splitlines():
     name, TOKENS[name], *ANSWERS[name] = row.split()
 
 def question_of(settings, answer):
-    """an answer -> the first question that has it, of those learned; None where there is none"""
-    return next((q for q in ANSWERS if q in settings.learned and answer in ANSWERS[q]), None)
+    """an answer -> the first question in the table that has it, of those asked; perhaps None"""
+    return next((q for q in ANSWERS if q in settings.questions and answer in ANSWERS[q]), None)
 
 # ---- Sampling letters, and learning in stages ----------------------------------------------------
 # A stage trains a part, such as the eye. Each run does one; the next loads its file:
@@ -740,13 +740,13 @@ STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def draw_and_read(settings, numbers, name, start=None):
-    """an answer, perhaps an image x to start from -> draw()'s images, answer() for the last one"""
-    question, weights = question_of(settings, name), matrices(settings, numbers)
+    """an answer, an image x to start from -> draw()'s images, what the mouth says of the last"""
+    question = question_of(settings, name)
     images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
-    return images, answer(weights, settings, see(weights, settings, images[-1]), question)
+    return images, answer(matrices(settings, numbers), settings, images[-1])[0][question]
 
 def exhibit(settings, numbers):
-    """Draw what is in settings.draw; print the images, and what the model reads in them."""
+    """Draw the answers in settings.draw; print the images, and what the model reads in them."""
     captioned = []
     for name in to_draw(settings):
         images, said = draw_and_read(settings, numbers, name)
@@ -797,9 +797,9 @@ def read_drawing(settings, numbers, question, body):
     """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
     weights, greys = matrices(settings, numbers), downscale(settings, centre(check_ink(body)))
     x = rmsnorm(greys)  # as prepare() does
-    again = kept(settings, weights, x)
-    return {**answer(weights, settings, see(weights, settings, x), question),
-            'questions': {q: ANSWERS[q] for q in settings.questions}, 'size': settings.size,
+    (said, _), again = answer(weights, settings, x), kept(settings, weights, x)
+    every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
+    return {**said[question], 'questions': every, 'size': settings.size,
             'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
 
 def draw_name(settings, numbers, question, body):
@@ -836,8 +836,8 @@ class Page(BaseHTTPRequestHandler):
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
         path, _, query = self.path.partition('?')
-        length, model = self.headers.get('Content-Length', '0'), self.server.model
-        question = dict(urllib.parse.parse_qsl(query)).get('ask', model[0].questions[0])
+        length, (settings, numbers) = self.headers.get('Content-Length', '0'), self.server.model
+        question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
         task = TASKS.get(f'{self.command} {path}')
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
@@ -850,8 +850,8 @@ class Page(BaseHTTPRequestHandler):
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
             if task:
-                check(question in model[0].questions, f'no question is named {question}')
-                self.send(200, task(*model, question, body))
+                check(question in settings.questions, f'no question is named {question}')
+                self.send(200, task(settings, numbers, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
         except SystemExit as complaint:  # of check(): here it ends a request, not the program
@@ -925,7 +925,7 @@ save            common    null          null  write the weights to this file, as
 load            common    null          null  only speak, with these weights; with --steps, learn on
 draw            common    null          null  draw these answers, such as seven,three, or all
 page            common    null          null  then serve a page to play with, at this port
-questions       common    null          null  to ask: all that the file knows, without one: name
+questions       common    null          null  such as name,parity; else what the file knows, or name
 stage           learning  "joint"       null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014         1e-9  learning rate; it falls linearly to zero
 batch           learning  32            1     images in a minibatch
@@ -943,8 +943,7 @@ temperature     speaking  0.0           0.0   above 0: a random letter, not the 
 top_p           speaking  1.0           1e-9  of the likeliest letters, together this probable
 """  # name, group, default at size 8 / 14, least (null: any), what it is
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-# Kept with the weights:
-SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
+SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
@@ -989,16 +988,14 @@ def to_draw(settings):
     return list(dict.fromkeys(ANSWERS[settings.questions[0]])) if texts == ['all'] else texts
 
 SPECIAL = {  # what argparse needs to know of some options
-    'tokens': {'type': degrees}, 'draw': {'nargs': '+'},
-    'questions': {'type': lambda text: text.split(',')},
-    'page': {'type': int, 'nargs': '?', 'const': True}}
+    'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
+    'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
     parser = argparse.ArgumentParser(
-        'vlm.py', '%(prog)s [options]', argument_default=argparse.SUPPRESS,
-        description='It learns to say the names of handwritten digits, then is tested. '
-        'Of two defaults, the second is for --size 14.')
+        'vlm.py', '%(prog)s [options]', argument_default=argparse.SUPPRESS, description='It learns '
+        'to name handwritten digits, then is tested. Of two defaults, the second is for size 14.')
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
@@ -1047,40 +1044,37 @@ def train(settings, numbers, digits):
     except KeyboardInterrupt:
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
 
-def answer(weights, settings, vision, question):
-    """vision tokens of an image, a question -> what the mouth says"""
-    cache, letters = prefill(weights, settings, vision), []
-    tokens = len(cache[0][0])  # those that were read by now: the vision tokens
-    choose = {'choose': sampler(settings, vision)} if settings.temperature else {}
-    for letter, p in speak(weights, settings, cache, letter=TOKENS[question], **choose):
-        heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
-        looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
-        letters.append({'letter': letter, 'probability': p, 'look': looked})
-    name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
-    return {'name': name, 'probability': math.prod(letter['probability'] for letter in letters),
-            'letters': letters[:len(name)]}
-
-def answer_all(weights, settings, x):
-    """image x -> {question: answer()}, how much of the image the eye does not draw again"""
-    vision = see(weights, settings, x)
-    return ({question: answer(weights, settings, vision, question)
-             for question in settings.questions}, rebuilding_loss(weights, settings, vision, x))
+def answer(weights, settings, x):
+    """image x -> {question: what the mouth says}, the part of x that the eye does not draw again"""
+    vision, said = see(weights, settings, x), {}
+    choose = [sampler(settings, x)] if settings.temperature else []
+    for question in settings.questions:
+        cache, letters = prefill(weights, settings, vision), []
+        tokens = len(cache[0][0])  # those that were read by now: the vision tokens
+        for letter, p in speak(weights, settings, cache, TOKENS[question], *choose):
+            heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
+            looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
+            letters.append({'letter': letter, 'probability': p, 'look': looked})
+        name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
+        probability = math.prod(letter['probability'] for letter in letters)
+        said[question] = {'name': name, 'probability': probability, 'letters': letters[:len(name)]}
+    return said, rebuilding_loss(weights, settings, vision, x)
 
 def report(settings, numbers, digits):
     """Answer for each of the digits; show the first twenty, and how many answers were right."""
-    task = partial(on_pixels, answer_all, matrices(settings, numbers), settings)
+    task = partial(on_pixels, answer, matrices(settings, numbers), settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
-    asked = settings.questions[0]
     with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
             answers += share_out(task, part)
             if len(answers) == len(part):  # the first ones
-                first = [(label, pixels, caption(ANSWERS[asked][label], said[asked]))
-                         for label, pixels, (said, _) in zip(labels[:20], images, answers)]
+                asked = settings.questions[0]
+                texts = [caption(ANSWERS[asked][label], said[asked])
+                         for label, (said, _) in zip(labels, answers[:20])]
                 if sys.stdout.isatty():
-                    show(settings, [(prepare(settings, x), text) for _, x, text in first])
+                    show(settings, [(prepare(settings, x), text) for x, text in zip(images, texts)])
                 else:
-                    for label, _, text in first:
+                    for label, text in zip(labels, texts):
                         print(f'[{label}] true: {ANSWERS[asked][label]} | generated: {text}')
                 sys.stdout.flush()
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)

@@ -130,8 +130,7 @@ class Reports(Runs):
 
     def test_marks(self):
         """✓ for the right name, ✗ for any other; + and x where the console has neither."""
-        self.patch(vlm, answer=lambda *_: {'name': 'seven', 'probability': 0.5},
-                   rebuilding_loss=lambda *_: 1.0)
+        self.patch(vlm, answer=lambda *_: ({'name': {'name': 'seven', 'probability': 0.5}}, 1.0))
         argv = [*self.tiny, '--steps', 0]
         for encoding, right, wrong in ('utf-8', *'✓✗'), ('ascii', *'+x'), ('cp1252', *'+x'):
             with self.subTest(encoding):

@@ -182,7 +182,7 @@ class Mouth(Case):
         cache = vlm.prefill(weights, settings, vlm.see(weights, settings, x))
         indices = map(settings.vocabulary.index, text or '')
         choose = [lambda logits: next(indices)] if text else []
-        letters, probs = zip(*vlm.speak(weights, settings, cache, *choose))
+        letters, probs = zip(*vlm.speak(weights, settings, cache, vlm.BOS, *choose))
         tokens = [tools.look(w, settings, x)]
         logits, _ = tools.spell(w, settings, tokens, ['<', *letters[:-1]])
         return ''.join(letters), probs, list(map(tools.softmax, logits))

@@ -72,7 +72,7 @@ class Processes(unittest.TestCase):
                 disturb()
             gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
             weights = vlm.matrices(settings, numbers + gram)
-            spoken = map(functools.partial(vlm.on_pixels, vlm.answer_all, weights, settings),
+            spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
                          [pixels for pixels, _ in DIGITS])
             workers = list(map(functools.partial(where, None), range(10)))
         self.nobody()
@@ -101,7 +101,7 @@ class Processes(unittest.TestCase):
         numbers = vlm.first_numbers(SETTINGS)
         losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
                                 functools.partial(vlm.on_pixels, vlm.joint_loss)))
-        self.assertEqual(self.alone[:self.alone.index('], [{')], repr((numbers, losses))[:-2])
+        self.assertEqual(self.alone[:self.alone.index('], [({')], repr((numbers, losses))[:-2])
 
     def test_garbage(self):
         """On CPython no process searches for cycles; afterwards, as before. PyPy goes on, as its

@@ -53,7 +53,7 @@ class Table(unittest.TestCase):
 
     def test_question_of(self):
         """The first question that has an answer, of those that are learned."""
-        settings = vlm.complete({'questions': ['german', 'next', 'name']})
+        settings = vlm.complete({'questions': ['german', 'next', 'name'], 'learned': [*vlm.ANSWERS]})
         for answer, question in [('one', 'name'), ('ten', 'next'), ('sechs', 'german'),
                                  ('six', 'name'), ('odd', None), ('sept', None), ('', None)]:
             self.assertEqual(vlm.question_of(settings, answer), question, answer)
@@ -107,13 +107,13 @@ class Answering(unittest.TestCase):
         said = {question: asked(self.weights, self.settings, self.x, question)
                 for question in self.settings.questions}
         self.assertEqual({question: answer['name'] for question, answer in said.items()}, SEVEN)
-        self.assertEqual(vlm.answer_all(self.weights, self.settings, self.x)[0], said)
+        self.assertEqual(vlm.answer(self.weights, self.settings, self.x)[0], said)
 
     def test_order(self):
         """What was asked before, or is asked as well, makes no difference."""
         fewer = vlm.argparse.Namespace(**{**vars(self.settings), 'questions': ['french', 'name']})
-        every, _ = vlm.answer_all(self.weights, self.settings, self.x)
-        some, _ = vlm.answer_all(self.weights, fewer, self.x)
+        every, _ = vlm.answer(self.weights, self.settings, self.x)
+        some, _ = vlm.answer(self.weights, fewer, self.x)
         self.assertEqual(some, {question: every[question] for question in fewer.questions})
 
 class Command(Runs):
@@ -136,7 +136,8 @@ class Command(Runs):
 
     def test_counts(self):
         """By hand: a model that says "odd" to everything."""
-        self.patch(vlm, answer=lambda *_: {'name': 'odd', 'probability': 0.5})
+        odd = {'name': 'odd', 'probability': 0.5}
+        self.patch(vlm, answer=lambda *_: ({'name': odd, 'parity': odd}, 1.0))
         argv = [*self.tiny, '--steps', 0, '--test', 25, '--questions', 'name,parity']
         out = self.accepted('accuracy: 0/25 = 0.00%', *argv)
         self.assertIn('accuracy of parity: 12/25 = 48.00% (95% interval 30.03-66.50)\n', out)
@@ -215,7 +216,7 @@ class Page(test_page.Case):
         ink = test_page.scribble(3)
         settings, numbers = loaded(14)
         x = vlm.prepare(settings, vlm.centre(ink))
-        expected, _ = vlm.answer_all(vlm.matrices(settings, numbers), settings, x)
+        expected, _ = vlm.answer(vlm.matrices(settings, numbers), settings, x)
         for query, question in [('', 'name'), ('?', 'name'), ('?ask=', 'name'), ('?x=parity', 'name'),
                                 *((f'?ask={question}', question) for question in expected),
                                 ('?ask=name&ask=french', 'french'), ('?ask=fr%65nch', 'french')]:
@@ -223,8 +224,10 @@ class Page(test_page.Case):
                 got = self.server.post('/read' + query, ink)
                 self.assertEqual({name: got[name] for name in expected[question]},
                                  expected[question])
-                self.assertEqual(got['questions'], vlm.ANSWERS)
                 self.assertEqual([*got['questions']], settings.questions)
+                for other, answer in expected.items():
+                    self.assertEqual(got['questions'][other],
+                                     {**answer, 'answers': vlm.ANSWERS[other]})
         self.assertEqual(len({answer['name'] for answer in expected.values()}), 5)
 
     def test_refused(self):
@@ -246,15 +249,17 @@ class Page(test_page.Case):
                 self.assertEqual(status, 400)
 
 class FewerQuestions(test_page.Case):
-    """A server that is to answer less than its weights know."""
+    """A server that is asked less than its weights know."""
     argv = ['--load', WEIGHTS, '--questions', 'german,parity']
 
     def test_first(self):
-        """The first of them is the default; the others are not asked, though all can be drawn."""
+        """The first of them is the default; the others are neither answered nor drawn."""
         got = self.server.read(test_page.scribble(3))
         self.assertIn(got['name'], vlm.ANSWERS['german'])
         self.assertEqual([*got['questions']], ['german', 'parity'])
         self.assertEqual(self.server.ask('POST', '/read?ask=name', bytes(64))[0], 400)
+        self.assertEqual(self.server.draw({'name': 'sechs'})['read'], 'sechs')
+        self.assertEqual(self.server.ask('POST', '/draw', b'{"name": "six"}')[0], 400)
 
 class Browser(test_page.Chromium):
     """The page, in a browser."""

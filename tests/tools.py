@@ -14,7 +14,7 @@ EPSILON = 1e-5  # what RMSNorm adds to the mean square
 
 def asked(weights, settings, x, question='name'):
     """What the model says to a question about an image x"""
-    return vlm.answer(weights, settings, vlm.see(weights, settings, x), question)
+    return vlm.answer(weights, settings, x)[0][question]
 
 def tiny(**changes):
     """Settings of a model of few weights that spells with a, b and c; then as asked for"""
