@@ -1,36 +1,64 @@
-"""python tests/drawings.py: does another model read what a model draws?
+"""python tests/drawings.py [FOLDER]: does another model read what a model draws?
 
-The models are those of data/weights-8.json and data/weights-14.json, which differ in size, tokens
-and seed. Each draws the ten names; its drawings, enlarged to 280x280, go through the same centring
-as a drawing on the page, and the other one reads them. Then the same with other factors of the
-rebuilding loss while drawing: with 0, only the letters count.
+Without FOLDER, the models are those of data/weights-8.json and data/weights-14.json, which differ in
+size, tokens and seed. Each draws the ten names; its drawings, enlarged to 280x280, go through the
+same centring as a drawing on the page, and the other one reads them. Then the same with other
+factors of the rebuilding loss while drawing: with 0, only the letters count.
+
+With FOLDER, where tests/study.py has left its weights: does it help to draw that a model learned to
+rebuild? Models that learned with different weights of the rebuilding loss draw the ten names, five
+seeds each; models of other seeds with the default weight read them.
 """
-import sys
+import statistics, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
+from tests.study import WEIGHTS_8, weights_file
 from tests.test_pictures import enlarged, loaded
 from tests.tools import asked
 
-def main():
+NAMES = vlm.ANSWERS['name']
+
+def drawn(settings, numbers):
+    """-> a model's drawings of the ten names: images x"""
+    return [vlm.draw(settings, numbers, vlm.BOS + name + vlm.EOS)[-1] for name in NAMES]
+
+def read(settings, numbers, images):
+    """-> how many of ten images a model gives the right name"""
+    weights = vlm.matrices(settings, numbers)
+    return sum(asked(weights, settings, x)['name'] == name for x, name in zip(images, NAMES))
+
+def factors():
     """Print, for each factor and model, what it reads in its own drawings and the other in them."""
     for vlm.LIKENESS in 0.0, 0.5, 2.0, 8.0:
         for size, other in (8, 14), (14, 8):
-            (settings, numbers), (its_settings, its_numbers) = loaded(size), loaded(other)
-            weights = vlm.matrices(settings, numbers)
-            its_weights = vlm.matrices(its_settings, its_numbers)
-            own, read = [], []
-            for name in vlm.ANSWERS['name']:
-                x = vlm.draw(settings, numbers, f'<{name}>')[-1]
-                own.append(asked(weights, settings, x)['name'] == name)
-                ink = enlarged(vlm.grid(settings, x, max(x)), 280 // size)
-                x = vlm.prepare(its_settings, vlm.centre(ink))
-                read.append(asked(its_weights, its_settings, x)['name'])
-            right = sum(map(str.__eq__, read, vlm.ANSWERS['name']))
-            print(f'factor {vlm.LIKENESS}: drawn at {size}x{size}, reads its own {sum(own)} of 10; '
-                  f'the other one reads {right} of 10: {" ".join(read)}', flush=True)
+            model, (its_settings, its_numbers) = loaded(size), loaded(other)
+            images = drawn(*model)
+            inks = [enlarged(vlm.grid(model[0], x, max(x)), 280 // size) for x in images]
+            seen = [vlm.prepare(its_settings, vlm.centre(ink)) for ink in inks]
+            print(f'factor {vlm.LIKENESS}: drawn at {size}x{size}, reads its own '
+                  f'{read(*model, images)} of 10; the other one reads '
+                  f'{read(its_settings, its_numbers, seen)} of 10', flush=True)
+
+def weights(folder):
+    """Print, for each size and weight of the rebuilding loss, how many drawings others read."""
+    for size in '', '--size 14':
+        readers = [loaded(weights_file(folder, [size], seed)) for seed in range(1, 6)]
+        for weight in *WEIGHTS_8, None:
+            options = f'{size} --reconstruction {weight}'.strip() if weight else size
+            own, others = [], []
+            for seed in range(1, 6):
+                model = loaded(weights_file(folder, [options], seed))
+                images = drawn(*model)
+                own.append(read(*model, images))
+                others += [read(*reader, images) for number, reader in enumerate(readers, 1)
+                           if number != seed]
+            print(f'{size or "--size 8"}, weight {weight or "0.5, the default"}: reads its own '
+                  f'{10 * statistics.mean(own):.0f} %, others read {10 * statistics.mean(others):.1f}'
+                  f' %; lowest and highest of {len(others)} readers of ten: {min(others)}, '
+                  f'{max(others)}', flush=True)
 
 if __name__ == '__main__':
-    main()
+    weights(sys.argv[1]) if sys.argv[1:] else factors()

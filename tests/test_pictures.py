@@ -11,9 +11,10 @@ from tests.tools import asked, gauss, random_numbers, tiny
 DATA = PROGRAM.parent / 'data'
 MNIST = os.environ.get('VLM_MNIST') or DATA
 
-def loaded(size):
-    """The weights that come with the project -> settings, numbers followed by those of G"""
-    saved, numbers = vlm.load(DATA / f'weights-{size}.json')
+def loaded(which):
+    """A weights file, or the size of one that comes with the project -> settings, numbers followed
+    by those of G"""
+    saved, numbers = vlm.load(DATA / f'weights-{which}.json' if which in (8, 14) else which)
     settings = vlm.complete(saved)
     return settings, numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
 
