@@ -341,6 +341,8 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
+LEAVES = []  # made once in each process, to save time
+
 def leaves_of(numbers):
     """floats [n] -> leaves [n], with grad 0"""
     LEAVES.extend(map(Value, numbers[len(LEAVES):]))  # others are used again
@@ -370,11 +372,10 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
         leaves = leaves_of(numbers)
         gram = half_gram(matrices(settings, leaves), settings)
         dot(gram, total[len(numbers):]).backward()
-        total = [a + leaf.grad for a, leaf in zip(total, leaves)]
+        total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops G's part
     return sum(losses), total
 
 PORTION = 16  # examples of a minibatch (32) that one process works on at a time
-LEAVES = []  # made once in each process: thousands of new ones for each portion would take time
 # Adam (Kingma and Ba 2015) keeps two running means for each number: of its derivative and of that
 # squared. A move is rate * first / sqrt(second): about the rate. Decay then shrinks all numbers.
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
@@ -416,9 +417,8 @@ from itertools import accumulate
 from pathlib import Path
 
 # ---- Questions -----------------------------------------------------------------------------------
-# What the mouth says depends on the image and on the question. A question is a token in the place
-# of BOS, which asks for the name. Here is each, with its token, and its answers for 0 to 9. To add
-# one, add a row. The vocabulary has the tokens and letters of those that a model learns, no more.
+# What the mouth says depends on the image and on the question: a token in the place of BOS, which
+# asks for the name. To add a question, add a row: its token, its answers for 0 to 9.
 
 QUESTIONS = """
 name    <  zero one two three four five six seven eight nine
@@ -432,7 +432,7 @@ for row in QUESTIONS.strip().splitlines():
     name, TOKENS[name], *ANSWERS[name] = row.split()
 
 def question_of(settings, answer):
-    """an answer -> the first question in the table that has it, of those asked; perhaps None"""
+    """an answer -> the first question that has it, of those asked; perhaps None"""
     return next((q for q in ANSWERS if q in settings.questions and answer in ANSWERS[q]), None)
 
 # ---- Sampling letters, and learning in stages ----------------------------------------------------
@@ -441,7 +441,7 @@ def question_of(settings, answer):
 #     python vlm.py --stage joint --load FILE
 
 def sampler(settings, x):
-    """-> a function for speak(): logits [n] -> index of a random letter, mostly a likely one"""
+    """-> a function for speak(): logits [n] -> index of a random letter"""
     rng = random.Random(repr((settings.seed, x)))  # the same in whichever process
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
@@ -471,8 +471,8 @@ def learning_places(settings):
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
-# Results come back in order, and learn() adds them up in that order. Sums of floats depend on it:
-# so any number of processes learns the same weights, to the last bit.
+# Results come back and are added up in order, which sums of floats depend on: so any number of
+# processes learns the same weights, to the last bit.
 
 @contextmanager
 def processes(count):
@@ -538,9 +538,9 @@ def check(good, complaint):
         sys.exit(f'vlm.py: {complaint}')
 
 def write_file(path, content):
-    """Write bytes under a temporary name, then rename; b'' only checks that this can be done."""
+    """Write bytes under a temporary name, then rename; b'' only checks that one can."""
     path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
-    check(path.is_file() or not path.exists(), f'{path} is not a regular file, so not replaced')
+    check(path.is_file() or not path.exists(), f'{path} is not a regular file')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(content)
@@ -551,7 +551,7 @@ def write_file(path, content):
 
 def save(path, settings, numbers):
     """Write the numbers, and the settings that shape matrices of them, to a JSON file."""
-    check(all(map(math.isfinite, numbers)), 'the weights are not finite, so they are not saved')
+    check(all(map(math.isfinite, numbers)), 'weights that are not finite are not saved')
     shaping = {name: vars(settings)[name] for name in SHAPING}
     write_file(path, json.dumps({'settings': shaping, 'numbers': numbers}).encode())
 
@@ -583,7 +583,7 @@ def shrink(line, size):
     width = len(line) / size
     edges = [i * width for i in range(size + 1)]
     sums, line = [0, *accumulate(line)], [*line, 0]
-    # The sum of all before each edge: whole pixels, then the part of the one that it cuts:
+    # The sum before each edge: whole pixels, then a part of the one that it cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / width for a, b in zip(before, before[1:])]
 
@@ -603,7 +603,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """a function of (weights, settings, image x, ...) -> its result for raw pixels [side * side]"""
+    """a function of (weights, settings, image x, ...) -> its result for raw pixels"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
@@ -614,7 +614,7 @@ def examples(settings, digits):
         for i, (pixels, digit) in enumerate(digits):
             question = settings.questions[i // 2 % len(settings.questions)]
             text = TOKENS[question] + ANSWERS[question][digit] + EOS
-            # Half of the texts end after two letters: the rest of a name is easier, and needs less.
+            # Half of the texts end after two letters: the rest is easier, and needs less.
             yield pixels, text[:3] if i % 2 else text
 
 def home():
@@ -633,7 +633,7 @@ def unzip(content):
     return content
 
 def read_idx(folder, name, *shape):
-    """-> the items of an IDX file, bytes of this shape: (side, side) for images, () for labels"""
+    """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
     path, start, size = find(folder, name) or folder / name, 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
     items = split(content[start:], size)
@@ -651,7 +651,7 @@ def read_digits(folder, kind, side):
     return list(zip(images, labels))
 
 def download(path):
-    """Write a file of MNIST, from the first mirror that has it right -> whether one answered"""
+    """Write a file of MNIST, from the first mirror that has it -> whether one answered"""
     content = None
     for mirror in MIRRORS:
         with suppress(Exception):  # a network has many in store
@@ -667,7 +667,7 @@ def download(path):
 def load_digits(folder, size):
     """-> the digits to learn from, those to test on: from a folder, or from home()"""
     place = home() if folder is None else Path(folder)
-    check(folder is None or os.path.isdir(folder), f'--data {folder!r} is not a folder that exists')
+    check(folder is None or os.path.isdir(folder), f'--data {folder!r} is no folder')
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
         return [read_digits(place, kind, 28) for kind in ('train', 't10k')]
     bundled = folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte')
@@ -679,11 +679,12 @@ def load_digits(folder, size):
 # ---- Pictures in the terminal --------------------------------------------------------------------
 
 def grid(settings, x, top):
-    """image x [size * size], patch after patch -> its rows [size][size], from 0 to 1 for `top`"""
+    """image x, patch after patch -> its rows [size][size], from 0 to 1 for `top`"""
     patches = [split([max(v, 0.0) / max(top, 1e-9) for v in patch],
                      settings.size // settings.patches)
                for patch in split(x, len(x) // settings.patches ** 2)]
-    return [list(chain(*rows)) for band in split(patches, settings.patches) for rows in zip(*band)]
+    return [list(chain(*rows))
+            for band in split(patches, settings.patches) for rows in zip(*band)]
 
 def unicode():
     """-> whether standard output can show any character"""
@@ -698,7 +699,7 @@ def show(settings, captioned):
     """[(image x, caption)]: Print each image above its caption, side by side in 80 columns."""
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
-             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
+             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an old console
     pictures = []
     for x, _ in captioned:
         rows = grid(settings, x, max(x))
@@ -723,7 +724,7 @@ def show(settings, captioned):
 # drawings, not 7 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
 def draw(settings, numbers, text, start=None):
-    """'<seven>', an image x to start from, else flat grey -> the images [STEPS + 1] on the way"""
+    """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
     weights = matrices(settings, list(map(Value, numbers)))
     aims = {'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
     aims = argparse.Namespace(**{**vars(settings), **aims})
@@ -740,13 +741,13 @@ STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def draw_and_read(settings, numbers, name, start=None):
-    """an answer, an image x to start from -> draw()'s images, what the mouth says of the last"""
+    """an answer, an image x to start from -> draw()'s images, what is read in the last"""
     question = question_of(settings, name)
     images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
     return images, answer(matrices(settings, numbers), settings, images[-1])[0][question]
 
 def exhibit(settings, numbers):
-    """Draw the answers in settings.draw; print the images, and what the model reads in them."""
+    """Draw the answers in settings.draw; print the images, and what is read in them."""
     captioned = []
     for name in to_draw(settings):
         images, said = draw_and_read(settings, numbers, name)
@@ -756,7 +757,7 @@ def exhibit(settings, numbers):
 # ---- A page to play with -------------------------------------------------------------------------
 
 def centre(ink):
-    """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in the middle of 28x28"""
+    """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in that of 28x28"""
     lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
     for _ in 'rows', 'columns':
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
@@ -842,7 +843,7 @@ class Page(BaseHTTPRequestHandler):
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
-            # Any site can make a browser send requests here; Host and Origin tell which did.
+            # Any site can make a browser send requests here: Host and Origin tell.
             check(self.headers['Host'] in hosts, 'for this machine only')
             check(self.headers.get('Origin', f'http://{hosts[0]}')
                   in [f'http://{host}' for host in hosts], 'not for another site')
@@ -915,32 +916,32 @@ def serve(server, settings, numbers):
 # ---- The command line, and what it runs ----------------------------------------------------------
 
 OPTIONS = """
-size            common    8/14          1     pixels on a side, 8 or 14
-steps           common    380/1150      0     training steps, one minibatch each
-seed            common    1             0     fixes the first weights, the order of the images
-test            common    10000         1     test images to report on; with draw or page, none
-jobs            common    0             0     processes; 0 is one for each processor
-data            common    null          null  folder of MNIST's files; else data/ by vlm.py, or here
-save            common    null          null  write the weights to this file, as JSON
-load            common    null          null  only speak, with these weights; with --steps, learn on
-draw            common    null          null  draw these answers, such as seven,three, or all
-page            common    null          null  then serve a page to play with, at this port
-questions       common    null          null  such as name,parity; else what the file knows, or name
-stage           learning  "joint"       null  joint, eye, mouth, frozen-eye or frozen-mouth
-lr              learning  0.014         1e-9  learning rate; it falls linearly to zero
-batch           learning  32            1     images in a minibatch
-decay           learning  0.2           0.0   weight decay: times lr, how much a weight shrinks
-reconstruction  learning  0.5           0.0   factor of the rebuilding loss
-known           learning  0.85          0.0   a letter of higher probability teaches nothing
-tokens          model     [2,3,3]       null  degrees, from 1 to 4, of the vision tokens
-patches         model     1             1     patches per side of the image; 1 is the whole
-width           model     16            1     numbers in the vector of a token
-layers          model     1             1     transformer layers
-heads           model     1             1     attention heads; they share the width
-pieces          model     2             1     of a query and a key; 1 is dot-product attention
-mlp             model     1             1     hidden units of a layer, per number of the width
-temperature     speaking  0.0           0.0   above 0: a random letter, not the likeliest
-top_p           speaking  1.0           1e-9  of the likeliest letters, together this probable
+size            common    8/14      1     pixels on a side, 8 or 14
+steps           common    380/1150  0     training steps, one minibatch each
+seed            common    1         0     fixes the first weights, the order of the images
+test            common    10000     1     test images to report on; with draw or page, none
+jobs            common    0         0     processes; 0 is one for each processor
+data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
+save            common    null      null  write the weights to this file, as JSON
+load            common    null      null  only speak, with these weights; with --steps, learn on
+draw            common    null      null  draw answers, such as seven,three, or all
+page            common    null      null  then serve a page to play with, at this port
+questions       common    null      null  such as name,parity; else what FILE knows, or name
+stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
+lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
+batch           learning  32        1     images in a minibatch
+decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
+reconstruction  learning  0.5       0.0   factor of the rebuilding loss
+known           learning  0.85      0.0   a letter of higher probability teaches nothing
+tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
+patches         model     1         1     patches per side of the image; 1 is the whole
+width           model     16        1     numbers in the vector of a token
+layers          model     1         1     transformer layers
+heads           model     1         1     attention heads; they share the width
+pieces          model     2         1     of a query and a key; 1 is dot-product attention
+mlp             model     1         1     hidden units of a layer, per number of the width
+temperature     speaking  0.0       0.0   above 0: a random letter, not the likeliest
+top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
 """  # name, group, default at size 8 / 14, least (null: any), what it is
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
 SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
@@ -963,6 +964,7 @@ def complaint(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, f = settings, settings.tokens.count(2) * settings.width  # latents of degree 2
+    asked = s.questions
     rules = {
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
@@ -970,7 +972,7 @@ def complaint(settings):
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or f > 0 and f % 2 == 0,
         f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
-            {*ANSWERS} >= {*s.learned} >= {*s.questions} and len(s.questions) == len({*s.questions}),
+            {*ANSWERS} >= {*s.learned} >= {*asked} and len(set(asked)) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
@@ -983,11 +985,11 @@ def degrees(text):
     return sorted(list('1234').index(degree) + 1 for degree in text.split(','))
 
 def to_draw(settings):
-    """-> the answers in --draw, such as ['seven,three', 'two']; for all, the first question's"""
+    """-> the answers in --draw; for `all`, those to the first question"""
     texts = ','.join(settings.draw).split(',')
     return list(dict.fromkeys(ANSWERS[settings.questions[0]])) if texts == ['all'] else texts
 
-SPECIAL = {  # what argparse needs to know of some options
+SPECIAL = {  # more for argparse
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
@@ -1017,7 +1019,7 @@ def parse(argv):
     return settings, numbers
 
 def progress(text, milestone=True, last=False):
-    """On standard error: a line that updates, if it is a terminal; else only the milestones."""
+    """On standard error: a line that updates; if it is no terminal, the milestones."""
     if sys.stderr.isatty():
         print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
     elif milestone or last:
@@ -1045,7 +1047,7 @@ def train(settings, numbers, digits):
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
 
 def answer(weights, settings, x):
-    """image x -> {question: what the mouth says}, the part of x that the eye does not draw again"""
+    """image x -> {question: what the mouth says}, the part that is not drawn again"""
     vision, said = see(weights, settings, x), {}
     choose = [sampler(settings, x)] if settings.temperature else []
     for question in settings.questions:
@@ -1061,7 +1063,7 @@ def answer(weights, settings, x):
     return said, rebuilding_loss(weights, settings, vision, x)
 
 def report(settings, numbers, digits):
-    """Answer for each of the digits; show the first twenty, and how many answers were right."""
+    """Answer for all digits; show the first twenty, and how many answers were right."""
     task = partial(on_pixels, answer, matrices(settings, numbers), settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
     with processes(settings.jobs) as share_out:
@@ -1088,7 +1090,7 @@ def report(settings, numbers, digits):
               '(95% interval {:.2f}-{:.2f})'.format(*interval(right, count)), flush=True)
 
 def interval(n, count):
-    """n of count are right -> the true accuracies with which that is no surprise, in percent"""
+    """n of count -> the lowest and highest accuracy, in %, with which that is no surprise"""
     square = 1.96 ** 2  # (Wilson 1927)
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     return [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
