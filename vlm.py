@@ -20,7 +20,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through attention, into the eye, and teaches it what to ask.
 
-If you know Python and school calculus, you can read the algorithm in two to three hours, and then
+If you know Python and school calculus, you can read the algorithm in about three hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
@@ -48,7 +48,7 @@ class Value:
     (8.0, 4.0, 2.0)
 
     An edge pairs some parents with the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
-    it grows 3 times as fast as a and twice as fast as b. A dot product has two.
+    it grows 3 times as fast as a and twice as fast as b. dot(), below, makes up to two.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first: parents come before children
@@ -80,12 +80,12 @@ class Value:
 
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
-        # Going back, we meet a Value only after all its users: its grad is then complete, and no
-        # sort is needed. A leaf's grad starts at 0 and adds up, over all uses and images.
+        # Going back, we meet a Value only after all its users: its grad is then complete, without
+        # any sorting. A leaf's grad starts at 0 and adds up, over all uses and images.
         self.grad = 1.0  # the derivative of self by itself
         for node in reversed(Value.tape):
             grad = node.grad
-            if grad:  # a Value that the loss does not depend on has nothing to hand on
+            if grad:  # else it has nothing to hand on
                 for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
@@ -116,7 +116,7 @@ def dot(a, b):
     if type(a) is Vector and type(b) is Vector:
         return Value(sumprod(a.data, b.data), (a, b.data), (b, a.data))
     if type(a) is Vector:
-        return Value(sumprod(a.data, b), (a, b))  # b is constant, like the pixels of an image
+        return Value(sumprod(a.data, b), (a, b))  # one edge: b is constant, like an image
     return sumprod(a, b)
 
 def linear(weight, a):
@@ -154,24 +154,24 @@ def softmax(scores, scale=1.0):
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of settings.width numbers (16), its latents. (`settings` come from the
-# command line; round brackets show defaults.) A latent answers a question about the image x. Of
-# degree 1, it is the dot product of x and a row of weights, a pattern: how much of it is there? Of
-# degree 2, it multiplies two, (l.x)(r.x): large only if patterns l and r are both there (or both
-# negative). Degree 3 multiplies three, of x centred and rescaled, to learn faster. Degree 4 is
-# degree 2 again, not of x but of f, all latents of degree 2: (l.f1)(r.f2), with the halves of f.
-# settings.tokens: each token's degree (2, 3, 3). An image may be cut into patches (1 per side).
+# A vision token is a vector of settings.width numbers (16), its latents. (Round brackets show the
+# defaults of settings.) A latent answers a question about the image x. Of degree 1, it is l.x, the
+# dot product of x and a row of weights l, a pattern: how much of it is there? Of degree 2, it is
+# (l.x)(r.x): large only if patterns l and r are both there (or both negative). Degree 3 multiplies
+# three, of the contrast: x less its mean, rescaled, which learns faster. Degree 4 is degree 2 of f,
+# all latents of degree 2: (l.f1)(r.f2), where f1 and f2 are its halves, rescaled. settings.tokens:
+# each token's degree (2, 3, 3). An image may be cut into patches (1 per side).
 
 def see(weights, settings, x):
     """image x [size * size], patch after patch -> vision tokens [patches^2][tokens][width]"""
     return [look(weights, settings, patch) for patch in split(x, len(x) // settings.patches ** 2)]
 
 def look(weights, settings, patch):
-    """a patch [n], perhaps the whole image -> its vision tokens [tokens][width]"""
+    """a patch [n] -> its vision tokens [tokens][width]; eye0.1: the second factor of token 0"""
     mean, tokens = sum(patch) / len(patch), []
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
-        inputs = [contrast if degree == 3 else patch] * degree
+        inputs = [contrast if degree == 3 else patch] * degree  # 4: see below
         if degree == 4:  # settings.tokens is sorted, so the tokens of degree 2 are there
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
@@ -189,21 +189,21 @@ def code(settings, tokens):
 # ---- The eye as an autoencoder -------------------------------------------------------------------
 # Does the eye keep what it saw? An autoencoder must draw it again. Degree 2 sees products of two
 # pixels, so it draws these (Dooms and Gauderis 2025, arXiv:2510.16820): B = x x^T, where a b^T is
-# the matrix with a_p b_q in row p, column q. Latent f_j = (l_j.x)(r_j.x) adds its own patterns, so
-# the drawing is A = sum_j f_j l_j r_j^T. What is missing is the sum of the squares of the elements
-# of A - B: ||A - B||^2 = A.A - 2 A.B + B.B (for matrices, too, . multiplies and adds up elements).
-# By (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d), we need neither A nor B:
+# the matrix with a_p b_q in row p, column q. For matrices, too, . multiplies and adds up elements:
+# (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B is
+# how much of the pattern l_j r_j^T is in B. Draw that much of each: A = sum_j f_j l_j r_j^T. What
+# is missing is ||A - B||^2 = A.A - 2 A.B + B.B, for which we need neither A nor B:
 #     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
-#     A.B = sum_j f_j (l_j.x)(r_j.x) = sum_j f_j f_j = f.f;  B.B = (x.x)^2
+#     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # G depends on weights alone: made once per step, it serves all images. As G_ij = G_ji, half is
 # enough: row i up to G_ii. All but G_ii stand for two, so they are kept doubled.
 
 def half_gram(weights, settings):
-    """-> [k * (k + 1) / 2], the numbers G_11, 2 G_21, G_22, 2 G_31, 2 G_32, G_33 ..."""
+    """-> [k * (k + 1) / 2], of k latents of degree 2: G_11, 2 G_21, G_22, 2 G_31, 2 G_32 ..."""
     pairs = [pair for number, degree in enumerate(settings.tokens) if degree == 2
              for pair in zip(weights[f'eye{number}.0'], weights[f'eye{number}.1'])]
-    return collect([dot(l, m) * dot(r, s) * (1 if i == j else 2)
-                    for i, (l, r) in enumerate(pairs) for j, (m, s) in enumerate(pairs[:i + 1])])
+    return collect([dot(l, lj) * dot(r, rj) * (1 if i == j else 2)
+                    for i, (l, r) in enumerate(pairs) for j, (lj, rj) in enumerate(pairs[:i + 1])])
 
 def rebuilding_loss(weights, settings, vision, x):
     """image x and its vision tokens -> the part of x x^T that they do not draw again"""
@@ -219,15 +219,15 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
 # plus a row for its position, as attention by itself knows no order. Layers (1) add to h what they
-# find out (a residual connection). The last h gives scores for the next letter. The first half of a
-# layer, attention, fetches what earlier tokens know. From each h, matrices make a query (what I
-# look for), a key (what I offer) and a value (what I hand over; no Value). The query is matched
-# with each key up to its own, none later (causal attention), usually by a dot product.
-# Tensor-product attention cuts both in pieces (2), dots piece with piece and multiplies, as the eye
-# does. Softmax turns the matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share times
-# value. Heads (1) do so side by side, each with its part of query, key and value; `output` joins
-# what they fetch. Keys and values stay in a cache (KV cache). The second half, an MLP, works on h
-# alone: `up` makes hidden numbers, relu sets those below 0 to 0, `down` makes an h again.
+# find out (a residual connection), from h after rmsnorm. The last h gives scores for the next
+# letter. The first half of a layer, attention, fetches what earlier tokens know. From each h,
+# matrices make a query (what I look for), a key (what I offer) and a value (what I hand over; no
+# Value). The query is matched with all keys so far (causal attention), usually by a dot product.
+# Tensor-product attention cuts both in pieces (2), dots piece with piece and multiplies: large only
+# if all fit. Softmax turns the matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share
+# times value. Heads (1) do so side by side, each with its part of query, key and value; `output`
+# joins what they fetch. Keys and values stay in a cache (KV cache). The second half, an MLP, works
+# on h alone: `up` makes hidden numbers, relu sets those below 0 to 0, `down` makes an h again.
 
 def attention(settings, query, keys):
     """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
@@ -263,7 +263,7 @@ def transformer(weights, settings, h, cache, predict=True):
 
 def prefill(weights, settings, vision):
     """vision tokens [patches^2][tokens][width] -> the cache, once the mouth has read them"""
-    cache = [([], [], []) for _ in range(settings.layers)]
+    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values, shares
     for token, position in zip(chain(*vision), weights['mouth.vision_position']):
         transformer(weights, settings, add(token, position), cache, predict=False)
     return cache
@@ -293,7 +293,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers: dot products begin near size 1; zeros where layers add, and for logits"""
+    """-> random numbers: dot products begin near 1; logits, and what layers add, soon leave 0"""
     rng, numbers = random.Random(settings.seed), []
     for name, (rows, columns) in shapes(settings).items():
         deviation = 0.0 if name.endswith(('output', 'down', 'logits')) else columns ** -0.5
@@ -316,7 +316,7 @@ def matrices(settings, numbers):
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more. The
 # mouth is fed the right letters (teacher forcing). Most are soon known: after "se", only "v" is
-# possible. Letters with p above settings.known (0.85) are left out: they have nothing to teach, and
+# possible. Letters with p above settings.known (0.85) are left out: they have little to teach, and
 # backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the sum of
 # its letters' losses, plus settings.reconstruction (0.5) times the part that is not drawn again.
 
@@ -341,7 +341,8 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-LEAVES = []  # made once in each process, to save time
+PORTION = 16  # examples of a minibatch (32) that one process works on at a time
+LEAVES = []   # made once in each process, to save time
 
 def leaves_of(numbers):
     """floats [n] -> leaves [n], with grad 0"""
@@ -351,7 +352,7 @@ def leaves_of(numbers):
     return LEAVES[:len(numbers)]
 
 def gradient(settings, loss_of, numbers, portion):
-    """numbers, then G's [n], some examples -> their part of the loss, its derivatives [n]"""
+    """numbers and G's behind them, examples -> their part of the loss, its gradient [n]"""
     leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
@@ -367,28 +368,27 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
     total = [sum(column) for column in zip(*grads)]
     if gram:
-        # Above, G's numbers were leaves, too: total ends in c = dloss/dG. But G is made of the
-        # weights w: dloss/dw gains c dG/dw, the derivative of c.G (a dot product), c constant.
+        # Above, G's numbers were leaves: total ends in c = dloss/dG. But G is made of the
+        # weights w: dloss/dw gains sum_k c_k dG_k/dw, the derivative of c.G with c constant.
         leaves = leaves_of(numbers)
-        gram = half_gram(matrices(settings, leaves), settings)
+        gram = half_gram(matrices(settings, leaves), settings)  # now of Values
         dot(gram, total[len(numbers):]).backward()
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops G's part
     return sum(losses), total
 
-PORTION = 16  # examples of a minibatch (32) that one process works on at a time
 # Adam (Kingma and Ba 2015) keeps two running means for each number: of its derivative and of that
-# squared. A move is rate * first / sqrt(second): about the rate. Decay then shrinks all numbers.
+# squared. A move is rate * first / sqrt(second): about the rate. Decay shrinks all (AdamW).
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
 
-def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_out=map):
-    """Change numbers in place, all or those at the places in `learns`; yield each step's loss."""
+def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
+    """Change numbers in place, all or those at these places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
-        rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls to zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0: / full corrects it
-        for i in (range(len(numbers)) if learns is None else learns):
+        rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0; this corrects it
+        for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
@@ -398,7 +398,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, learns=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
+    """cache after the vision tokens -> (letter, its probability) ... EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -429,7 +429,7 @@ german  D  null eins zwei drei vier fünf sechs sieben acht neun
 """
 TOKENS, ANSWERS = {}, {}
 for row in QUESTIONS.strip().splitlines():
-    name, TOKENS[name], *ANSWERS[name] = row.split()
+    name, TOKENS[name], *ANSWERS[name] = row.split()  # from left to right
 
 def question_of(settings, answer):
     """an answer -> the first question that has it, of those asked; perhaps None"""
@@ -607,7 +607,7 @@ def on_pixels(function, weights, settings, pixels, *text):
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is never used here"""
+    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is kept to validate on"""
     rng, digits = random.Random(settings.seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)
@@ -719,9 +719,9 @@ def show(settings, captioned):
 
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
-# of the letters alone, much of it becomes noise. The rebuilding loss, too, makes it look like a
-# digit, for what the eye can draw again is like what it has seen: another model then reads 9 of 10
-# drawings, not 7 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
+# of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
+# for what the eye can draw again is like what it has seen: another model then reads 17 of 20
+# drawings, not 11 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
 def draw(settings, numbers, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
@@ -1113,7 +1113,7 @@ def main(argv=None):
         train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # for rebuilding_loss()
+    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # and G's
     if settings.test:
         report(settings, numbers, test[:settings.test])
     if settings.draw:
