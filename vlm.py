@@ -171,7 +171,7 @@ def look(weights, settings, patch):
     mean, tokens = sum(patch) / len(patch), []
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
-        inputs = [contrast if degree == 3 else patch] * degree  # 4: see below
+        inputs = [contrast if degree == 3 else patch] * degree  # 4: below
         if degree == 4:  # settings.tokens is sorted, so the tokens of degree 2 are there
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
@@ -429,7 +429,7 @@ german  D  null eins zwei drei vier fünf sechs sieben acht neun
 """
 TOKENS, ANSWERS = {}, {}
 for row in QUESTIONS.strip().splitlines():
-    name, TOKENS[name], *ANSWERS[name] = row.split()  # from left to right
+    name, TOKENS[name], *ANSWERS[name] = row.split()  # left first
 
 def question_of(settings, answer):
     """an answer -> the first question that has it, of those asked; perhaps None"""
@@ -441,7 +441,7 @@ def question_of(settings, answer):
 #     python vlm.py --stage joint --load FILE
 
 def sampler(settings, x):
-    """-> a function for speak(): logits [n] -> index of a random letter"""
+    """-> a function: logits [n] -> index of a random letter"""
     rng = random.Random(repr((settings.seed, x)))  # the same in whichever process
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
