@@ -5,7 +5,7 @@ result to tests/study.jsonl; run again, it goes on where it was stopped. The wei
 where tests/drawings.py finds them. At the end it prints the tables of tests/STUDY.md. PyPy makes it
 affordable: VLM_MNIST=folder pypy3 tests/study.py FOLDER.
 """
-import concurrent.futures, json, os, platform, re, statistics, subprocess, sys, time
+import argparse, concurrent.futures, json, os, platform, re, statistics, subprocess, sys, time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -140,4 +140,6 @@ def main(folder):
     print(table(read()))
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description='What each idea buys.')
+    parser.add_argument('folder', help='for the weights')
+    main(parser.parse_args().folder)

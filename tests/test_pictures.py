@@ -204,7 +204,7 @@ class Drawings(Case):
     def test_command(self):
         """--draw without any data: pictures and readings; wrong names get one line."""
         weights = ['--load', DATA / 'weights-8.json']
-        self.patch(vlm, load_digits=None)
+        self.patch(vlm, load_digits=None, STEPS=10)
         out = self.accepted('seven: seven . ', *weights, '--draw', 'seven,two')
         again = self.accepted('two: ', *weights, '--draw', 'seven', 'two')
         self.assertEqual(again.split('\n')[2:], out.split('\n')[2:])

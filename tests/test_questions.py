@@ -198,6 +198,7 @@ class Command(Runs):
     def test_draw(self):
         """Any answer that is known can be drawn, on any terminal; `all` are the first question's."""
         load = ['--load', WEIGHTS, '--draw']
+        self.patch(vlm, STEPS=10)
         self.assertRegex(self.accepted('odd', *load, 'odd,fünf'), 'odd: odd ✓ .* fünf: fünf ✓ ')
         self.assertIn('f?nf: f?nf + ', self.accepted('nf', *load, 'fünf', encoding='ascii'))
         out = self.accepted('odd', *load, 'all', '--questions', 'parity')
