@@ -126,9 +126,9 @@ def sequence(svg, x):
 
 def latents(svg):
     """The first token: the symmetric part of l r^T has two eigenvectors, l/|l| + r/|r|, r/|r|."""
-    svg.text(8, 18, 'The 16 latents of the first vision token. Each is large and positive for '
-             'images', anchor='start')
-    svg.text(8, 36, 'like the upper pattern, or its negative; negative for those like the lower.',
+    svg.text(8, 18, 'The 16 latents of the first vision token. Each is most positive for images like',
+             anchor='start')
+    svg.text(8, 36, 'its upper pattern or its inverse, most negative for those like its lower one.',
              anchor='start')
     for number, (l, r) in enumerate(zip(WEIGHTS['eye0.0'], WEIGHTS['eye0.1'])):
         l, r = vlm.rmsnorm(l), vlm.rmsnorm(r)
@@ -184,8 +184,8 @@ def main():
     _, test = vlm.load_digits(os.environ.get('VLM_MNIST'), 14)
     test = [(vlm.prepare(SETTINGS, pixels), digit) for pixels, digit in test]
     ways = {name: vlm.draw(SETTINGS, NUMBERS, f'{vlm.TOKENS[question]}{name}{vlm.EOS}')
-            for question, name in [('name', 'two'), ('name', 'seven'), ('name', 'eight'),
-                                   ('french', 'cinq'), ('parity', 'odd'), ('parity', 'even')]}
+            for question, name in [('name', 'two'), ('name', 'four'), ('name', 'six'),
+                                   ('name', 'seven'), ('french', 'cinq'), ('parity', 'odd')]}
     seven, four = (next(x for x, digit in test if digit == wanted) for wanted in (7, 4))
     nine = vlm.draw(SETTINGS, NUMBERS, '<nine>', four)
     for theme in THEMES:
