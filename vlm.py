@@ -563,7 +563,8 @@ def load(path):
         saved, numbers = map(json.loads(content).get, ('settings', 'numbers'))
         saved = {'learned': ['name'], **saved}  # older files say nothing of questions
         settings = complete(saved)
-        good = (saved.keys() == set(SHAPING) and not complaint(settings)
+        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
+                and not complaint(settings)
                 and settings.layers < len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
     check(good, f'{path} is damaged, or not a weights file of vlm.py')
@@ -712,7 +713,7 @@ def show(settings, captioned):
         pictures.append(lines)
     width = settings.size * (2 if plain else 1)
     column = max(width, *[len(text) for _, text in captioned])
-    for some in split(list(zip(pictures, captioned)), 80 // (column + 1)):
+    for some in split(list(zip(pictures, captioned)), max(80 // (column + 1), 1)):
         for lines in zip(*[picture for picture, _ in some]):
             print(*[line + ' ' * (column - width) for line in lines])
         print(*[text.ljust(column) for _, (_, text) in some], end='\n\n')
@@ -740,9 +741,8 @@ def draw(settings, numbers, text, start=None):
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
-def draw_and_read(settings, numbers, name, start=None):
+def draw_and_read(settings, numbers, question, name, start=None):
     """an answer, an image x to start from -> draw()'s images, what is read in the last"""
-    question = question_of(settings, name)
     images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
     return images, answer(matrices(settings, numbers), settings, images[-1])[0][question]
 
@@ -750,7 +750,7 @@ def exhibit(settings, numbers):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
     captioned = []
     for name in to_draw(settings):
-        images, said = draw_and_read(settings, numbers, name)
+        images, said = draw_and_read(settings, numbers, question_of(settings, name), name)
         captioned.append((images[-1], f'{name}: {caption(name, said)}'))
     show(settings, captioned)
 
@@ -804,16 +804,17 @@ def read_drawing(settings, numbers, question, body):
             'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
 
 def draw_name(settings, numbers, question, body):
-    """POST /draw, an answer and perhaps a drawing to start from -> the images on the way"""
+    """POST /draw?ask=name, an answer, perhaps a drawing -> the images on the way"""
     order, start = None, None
     with suppress(ValueError, RecursionError):
         order = json.loads(body)
-    check(type(order) is dict and question_of(settings, order.get('name')),
-          'name must be an answer that the model knows, such as seven')
+    name = order.get('name') if type(order) is dict else None
+    question = question if name in ANSWERS[question] else question_of(settings, name)
+    check(question, 'name must be an answer that the model knows')
     if 'ink' in order and any(check_ink(order['ink'])):
         start = prepare(settings, centre(order['ink']))
     with DRAWING:
-        images, said = draw_and_read(settings, numbers, order['name'], start)
+        images, said = draw_and_read(settings, numbers, question, name, start)
     return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
@@ -972,7 +973,7 @@ def complaint(settings):
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or f > 0 and f % 2 == 0,
         f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
-            {*ANSWERS} >= {*s.learned} >= {*asked} and len(set(asked)) == len(asked),
+            {*ANSWERS} >= {*s.learned} >= {*asked} and 0 < len(set(asked)) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
@@ -987,7 +988,8 @@ def degrees(text):
 def to_draw(settings):
     """-> the answers in --draw; for `all`, those to the first question"""
     texts = ','.join(settings.draw).split(',')
-    return list(dict.fromkeys(ANSWERS[settings.questions[0]])) if texts == ['all'] else texts
+    every = ANSWERS.get(settings.questions[0], [])
+    return list(dict.fromkeys(every)) if texts == ['all'] else texts
 
 SPECIAL = {  # more for argparse
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
@@ -1127,6 +1129,7 @@ if __name__ == '__main__':
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough

@@ -144,6 +144,7 @@ class Command(Runs):
 
     def test_wrong(self):
         """Unknown, repeated, none."""
+        self.refused(2, 'questions', *self.tiny, '--questions', 'color', '--draw', 'all')
         for questions in 'color', 'Name', 'name,', ',', '', 'name,name', 'name,parity,name', 'name;next':
             with self.subTest(questions):
                 self.refused(2, 'questions', *self.tiny, '--questions', questions)
@@ -185,7 +186,7 @@ class Command(Runs):
         file = self.folder / 'weights.json'
         self.accepted('accuracy', *self.tiny, '--save', file)
         document = json.loads(file.read_text())
-        for learned in (None, [], '', 'name', 1, {}, [None], [[]], ['name', 'name'], ['color'],
+        for learned in (None, [], '', 'name', 1, {}, {'name': 1}, [None], [[]], ['name', 'name'], ['color'],
                         ['name', 'color'], ['name', 'parity'], ['parity'], ['names'], True):
             with self.subTest(learned):
                 document['settings']['learned'] = learned
@@ -244,6 +245,10 @@ class Page(test_page.Case):
         for name in 'sieben', 'even', 'ten':
             got = self.server.draw({'name': name})
             self.assertEqual(got['read'], name)
+        six, seven = (self.server.post(f'/draw?ask={question}', {'name': 'seven'})
+                      for question in ('next', 'name'))
+        self.assertEqual((six['read'], seven['read']), ('seven', 'seven'))
+        self.assertNotEqual(six['frames'], seven['frames'])
         for name in 'siebzig', '', 'all', 7, None, ['odd'], {}:
             with self.subTest(name):
                 status, _, _ = self.server.ask('POST', '/draw', json.dumps({'name': name}))
