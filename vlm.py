@@ -171,8 +171,8 @@ def look(weights, settings, patch):
     mean, tokens = sum(patch) / len(patch), []
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
-        inputs = [contrast if degree == 3 else patch] * degree  # 4: below
-        if degree == 4:  # settings.tokens is sorted, so the tokens of degree 2 are there
+        inputs = [contrast if degree == 3 else patch] * degree
+        if degree == 4:  # not the patch but f: complete by now, as settings.tokens is sorted
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
         token = linear(weights[f'eye{number}.0'], inputs[0])
@@ -214,7 +214,7 @@ def rebuilding_loss(weights, settings, vision, x):
         ab = dot(f, f)
         bb = dot(patch, patch) ** 2
         missing, everything = missing + aa - 2 * ab + bb, everything + bb
-    return missing / (everything if everything > 0 else 1.0)  # a black image has nothing to draw
+    return missing / (everything if everything > 1e-9 else 1.0)  # in a black image, nothing is
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
@@ -398,7 +398,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """cache after the vision tokens -> (letter, its probability) ... EOS (greedy decoding)"""
+    """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -429,7 +429,8 @@ german  D  null eins zwei drei vier fünf sechs sieben acht neun
 """
 TOKENS, ANSWERS = {}, {}
 for row in QUESTIONS.strip().splitlines():
-    name, TOKENS[name], *ANSWERS[name] = row.split()  # left first
+    name, token, *answers = row.split()
+    TOKENS[name], ANSWERS[name] = token, answers
 
 def question_of(settings, answer):
     """an answer -> the first question that has it, of those asked; perhaps None"""
@@ -440,9 +441,9 @@ def question_of(settings, answer):
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
-def sampler(settings, x):
-    """-> a function: logits [n] -> index of a random letter"""
-    rng = random.Random(repr((settings.seed, x)))  # the same in whichever process
+def sampler(settings, asked):
+    """what is asked -> a function for speak(): logits [n] -> index of a random letter"""
+    rng = random.Random(repr((settings.seed, asked)))  # the same in whichever process
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
@@ -635,7 +636,8 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    path, start, size = find(folder, name) or folder / name, 8 + 4 * len(shape), math.prod(shape)
+    path = find(folder, name) or folder / name
+    start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
     items = split(content[start:], size)
     header = b''.join(n.to_bytes(4, 'big') for n in (2049 + len(shape), len(items), *shape))
@@ -700,7 +702,7 @@ def show(settings, captioned):
     """[(image x, caption)]: Print each image above its caption, side by side in 80 columns."""
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
-             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an old console
+             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
     pictures = []
     for x, _ in captioned:
         rows = grid(settings, x, max(x))
@@ -744,6 +746,7 @@ DRAWING = threading.Lock()  # there is only one tape
 def draw_and_read(settings, numbers, question, name, start=None):
     """an answer, an image x to start from -> draw()'s images, what is read in the last"""
     images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
+    check(all(map(math.isfinite, images[-1])), 'the weights are too large to draw with')
     return images, answer(matrices(settings, numbers), settings, images[-1])[0][question]
 
 def exhibit(settings, numbers):
@@ -799,6 +802,7 @@ def read_drawing(settings, numbers, question, body):
     weights, greys = matrices(settings, numbers), downscale(settings, centre(check_ink(body)))
     x = rmsnorm(greys)  # as prepare() does
     (said, _), again = answer(weights, settings, x), kept(settings, weights, x)
+    check(math.isfinite(said[question]['probability']), 'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
             'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
@@ -838,7 +842,8 @@ class Page(BaseHTTPRequestHandler):
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
         path, _, query = self.path.partition('?')
-        length, (settings, numbers) = self.headers.get('Content-Length', '0'), self.server.model
+        length = self.headers.get('Content-Length', '0')
+        settings, numbers = self.server.model
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
         task = TASKS.get(f'{self.command} {path}')
         port = f':{self.server.server_port}'
@@ -951,10 +956,10 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0
     settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    asked = given.get('questions', ['name'])
-    settings['learned'] = settings['questions'] = learned = given.get('learned', asked)
+    # The weights may have learned more questions than are asked now.
+    learned = given.get('learned', given.get('questions', ['name']))
     texts = [EOS, *chain(*[[TOKENS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
-    settings['vocabulary'] = sorted(set(''.join(texts)))
+    settings.update(learned=learned, questions=learned, vocabulary=sorted(set(''.join(texts))))
     settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
     return argparse.Namespace(**{**settings, **given})
 
@@ -991,15 +996,16 @@ def to_draw(settings):
     every = ANSWERS.get(settings.questions[0], [])
     return list(dict.fromkeys(every)) if texts == ['all'] else texts
 
-SPECIAL = {  # more for argparse
+SPECIAL = {  # what argparse needs to know of some options
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
     parser = argparse.ArgumentParser(
-        'vlm.py', '%(prog)s [options]', argument_default=argparse.SUPPRESS, description='It learns '
-        'to name handwritten digits, then is tested. Of two defaults, the second is for size 14.')
+        prog='vlm.py', usage='%(prog)s [options]', argument_default=argparse.SUPPRESS,
+        description='It learns to answer questions about handwritten digits, then is tested. '
+        'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
@@ -1051,8 +1057,8 @@ def train(settings, numbers, digits):
 def answer(weights, settings, x):
     """image x -> {question: what the mouth says}, the part that is not drawn again"""
     vision, said = see(weights, settings, x), {}
-    choose = [sampler(settings, x)] if settings.temperature else []
     for question in settings.questions:
+        choose = [sampler(settings, (x, question))] if settings.temperature else []
         cache, letters = prefill(weights, settings, vision), []
         tokens = len(cache[0][0])  # those that were read by now: the vision tokens
         for letter, p in speak(weights, settings, cache, TOKENS[question], *choose):
@@ -1115,7 +1121,7 @@ def main(argv=None):
         train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # and G's
+    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # for rebuilding_loss()
     if settings.test:
         report(settings, numbers, test[:settings.test])
     if settings.draw:
@@ -1128,8 +1134,10 @@ if __name__ == '__main__':
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # now, when we can still say what goes wrong
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough

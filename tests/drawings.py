@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
-from tests.study import WEIGHTS_8, weights_file
-from tests.test_pictures import enlarged, loaded
+from tests.study import REBUILDING, weights_file
+from tests.test_pictures import SHIPPED, enlarged, loaded
 from tests.tools import asked
 
 NAMES = vlm.ANSWERS['name']
@@ -34,7 +34,7 @@ def factors():
     """Print, for each factor and model, what it reads in its own drawings and the other in them."""
     for vlm.LIKENESS in 0.0, 0.5, 2.0, 8.0:
         for size, other in (8, 14), (14, 8):
-            model, (its_settings, its_numbers) = loaded(size), loaded(other)
+            model, (its_settings, its_numbers) = loaded(SHIPPED[size]), loaded(SHIPPED[other])
             images = drawn(*model)
             inks = [enlarged(vlm.grid(model[0], x, max(x)), 280 // size) for x in images]
             seen = [vlm.prepare(its_settings, vlm.centre(ink)) for ink in inks]
@@ -46,7 +46,7 @@ def weights(folder):
     """Print, for each size and weight of the rebuilding loss, how many drawings others read."""
     for size in '', '--size 14':
         readers = [loaded(weights_file(folder, [size], seed)) for seed in range(1, 6)]
-        for weight in *WEIGHTS_8, None:
+        for weight in *REBUILDING, None:
             options = f'{size} --reconstruction {weight}'.strip() if weight else size
             own, others = [], []
             for seed in range(1, 6):

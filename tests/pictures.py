@@ -4,21 +4,21 @@ They show what data/weights-14.json says, looks at and draws. Each is written to
 twice, for a light and for a dark page. VLM_MNIST=folder says where MNIST is; the screenshots of the
 page need Chromium and selenium.
 """
-import math, os, sys
+import math, os, sys, unittest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
 from tests.test_page import Chromium, until
-from tests.test_pictures import loaded
+from tests.test_pictures import SHIPPED, loaded
 
 FOLDER = ROOT / 'tests' / 'pictures'
 THEMES = {  # text, less important text, ink, accent, and what is its opposite
     'light': ('#1f2328', '#59626c', '#111417', '#0f6a70', '#b3541e'),
     'dark': ('#e7e5e0', '#a3abb4', '#f4f2ec', '#6fc6c4', '#f0a283')}
 SHADES = 12  # of ink; a pixel takes the nearest
-SETTINGS, NUMBERS = loaded(14)
+SETTINGS, NUMBERS = loaded(SHIPPED[14])
 WEIGHTS = vlm.matrices(SETTINGS, NUMBERS)
 
 class Svg:
@@ -160,7 +160,7 @@ def turned(svg, images):
 
 class Page(Chromium):
     """Takes the screenshots."""
-    argv = ['--load', ROOT / 'data' / 'weights-14.json']
+    argv = ['--load', SHIPPED[14]]
 
     def runTest(self):
         """Draw a seven, ask for an eight, in either theme."""
@@ -197,7 +197,6 @@ def main():
             svg = Svg(theme)
             make(svg, *given)
             svg.write(name, theme)
-    import unittest
     unittest.TextTestRunner().run(unittest.TestSuite([Page()]))
 
 if __name__ == '__main__':

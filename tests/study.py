@@ -19,7 +19,7 @@ REPORT = re.compile(r'([\d,]+) parameters(?:.|\n)*error: ([\d.]+) ')
 ACCURACY = re.compile(r'test accuracy(?: of (\w+))?: .* = ([\d.]+)%')
 FIVE = '--questions name,next,parity,french,german'
 DEGREE2 = '--tokens 2,2,2,2'
-WEIGHTS_8 = '0', '0.03', '0.15'  # beside the default
+REBUILDING = '0', '0.03', '0.15'  # beside the default
 LONG = ('--size 14 --tokens 2,2,2,2,4,4,4,4 --batch 64 --steps 9400 --lr 0.007 --known 0.98 '
         '--decay 0.05 --reconstruction 0.05')
 
@@ -41,7 +41,7 @@ GROUPS = {
         ('those up to 0.85: the default', 10, ''), ('all', 5, '--known 1')],
     'Weight of the rebuilding loss': [
         *((f'{weight}, size {size}', 5, f'--size {size} --reconstruction {weight}'.replace(
-            '--size 8 ', '')) for size in (8, 14) for weight in WEIGHTS_8),
+            '--size 8 ', '')) for size in (8, 14) for weight in REBUILDING),
         ('0.5, size 8: the default', 10, ''), ('0.5, size 14: the default', 10, '--size 14')],
     'An eye that first learned to rebuild': [
         ('no', 5, DEGREE2),

@@ -292,6 +292,14 @@ class Answers(Case):
                 for frame in got['frames']:
                     self.pixels(frame, 8)
 
+    def test_nearly_empty(self):
+        """Ink that only a program can send, as faint as numbers can be."""
+        for faint in 1e-30, 1e-100, 1e-155, 5e-324:
+            with self.subTest(faint):
+                got = self.server.draw({'name': 'two', 'ink': [faint, *[0] * 63]})
+                for frame in got['frames']:
+                    self.pixels(frame, 8)
+
     def test_draw(self):
         """A name, perhaps with a drawing -> the way there, and the name of what came out."""
         ink = scribble(6, 40)

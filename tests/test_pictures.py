@@ -9,12 +9,12 @@ from tests.test_data import PROGRAM, Case, digits, run, write
 from tests.tools import asked, gauss, random_numbers, tiny
 
 DATA = PROGRAM.parent / 'data'
+SHIPPED = {size: DATA / f'weights-{size}.json' for size in (8, 14)}  # with the project
 MNIST = os.environ.get('VLM_MNIST') or DATA
 
-def loaded(which):
-    """A weights file, or the size of one that comes with the project -> settings, numbers followed
-    by those of G"""
-    saved, numbers = vlm.load(DATA / f'weights-{which}.json' if which in (8, 14) else which)
+def loaded(path):
+    """A weights file -> settings, numbers followed by those of G"""
+    saved, numbers = vlm.load(path)
     settings = vlm.complete(saved)
     return settings, numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
 
@@ -110,7 +110,7 @@ class Kept(Case):
     """What the eye can draw again."""
     def test_power_iteration(self):
         """Against the largest eigenvector of M, made in full and multiplied a thousand times."""
-        settings, numbers = loaded(8)
+        settings, numbers = loaded(SHIPPED[8])
         weights = vlm.matrices(settings, numbers)
         for pixels, _ in vlm.read_digits(DATA, 'optdigits-test', 8)[:10]:
             x = vlm.prepare(settings, pixels)
@@ -178,7 +178,7 @@ class Drawings(Case):
     def test_draw(self):
         """From the start given, each image with pixels from 0 on, of mean square 1; the name gets
         more probable; the same again gives the same."""
-        settings, numbers = loaded(8)
+        settings, numbers = loaded(SHIPPED[8])
         weights = vlm.matrices(settings, numbers)
         start = vlm.prepare(settings, vlm.read_digits(DATA, 'optdigits-test', 8)[4][0])
         for x in [1.0] * 64, start:
@@ -193,7 +193,7 @@ class Drawings(Case):
 
     def test_another_model_reads(self):
         """Of the ten drawings of one model, another of other size and tokens reads eight at least."""
-        (settings, numbers), (other, its_numbers) = loaded(8), loaded(14)
+        (settings, numbers), (other, its_numbers) = loaded(SHIPPED[8]), loaded(SHIPPED[14])
         right = 0
         for name in vlm.ANSWERS['name']:
             x = vlm.draw(settings, numbers, f'<{name}>', [1.0] * 64)[-1]
@@ -245,7 +245,7 @@ class Centre(Case):
     @unittest.skipUnless(vlm.find(Path(MNIST), 't10k-images-idx3-ubyte'), 'there is no MNIST')
     def test_names_stay(self):
         """Real images, enlarged, shifted, thickened and made smaller, keep their names."""
-        settings, numbers = loaded(8)
+        settings, numbers = loaded(SHIPPED[8])
         weights = vlm.matrices(settings, numbers)
         def name(pixels):
             return asked(weights, settings, vlm.prepare(settings, pixels))['name']

@@ -8,12 +8,12 @@ from tests import test_page, tools
 from tests.test_cli import Runs
 from tests.test_data import PROGRAM, digits, write
 from tests.test_model import first_step
-from tests.test_pictures import loaded
+from tests.test_pictures import SHIPPED, loaded
 from tests.tools import asked, matrices, random_numbers, slopes, tiny
 
 FIVE = 'name,next,parity,french,german'
 SEVEN = dict(zip(FIVE.split(','), 'seven eight odd sept sieben'.split()))
-WEIGHTS = PROGRAM.parent / 'data' / 'weights-14.json'
+WEIGHTS = SHIPPED[14]
 
 class Table(unittest.TestCase):
     """QUESTIONS and what follows from it."""
@@ -97,7 +97,7 @@ class Answering(unittest.TestCase):
     """What comes with the project has learned all five."""
     @classmethod
     def setUpClass(cls):
-        cls.settings, cls.numbers = loaded(14)
+        cls.settings, cls.numbers = loaded(WEIGHTS)
         cls.weights = vlm.matrices(cls.settings, cls.numbers)
         cls.x = vlm.draw(cls.settings, cls.numbers, 'Dsieben>')[-1]
 
@@ -207,7 +207,18 @@ class Command(Runs):
         for answers in 'siebzig', 'odd,', 'odd,all', 'Sept', 'parity':
             with self.subTest(answers):
                 self.refused(2, 'draw', *load, answers)
-        self.refused(2, 'draw', '--load', WEIGHTS.with_name('weights-8.json'), '--draw', 'odd')
+        self.refused(2, 'draw', '--load', SHIPPED[8], '--draw', 'odd')
+
+class TooLarge(Runs):
+    """Weights of such a size that products overflow."""
+    def test_draw(self):
+        """One line says so."""
+        file = self.folder / 'large.json'
+        self.accepted('accuracy', *self.tiny, '--save', file)
+        document = json.loads(file.read_text())
+        document['numbers'] = [1e60 * (n + 1) for n in document['numbers']]
+        file.write_text(json.dumps(document))
+        self.refused(1, 'too large', '--load', file, '--draw', 'seven')
 
 class Page(test_page.Case):
     """The JSON interface."""
@@ -216,7 +227,7 @@ class Page(test_page.Case):
     def test_read(self):
         """?ask= chooses; without it, the first question; each answer says which there are."""
         ink = test_page.scribble(3)
-        settings, numbers = loaded(14)
+        settings, numbers = loaded(WEIGHTS)
         x = vlm.prepare(settings, vlm.centre(ink))
         expected, _ = vlm.answer(vlm.matrices(settings, numbers), settings, x)
         for query, question in [('', 'name'), ('?', 'name'), ('?ask=', 'name'), ('?x=parity', 'name'),
