@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vlm
 from tests.study import CORES
+from tests.tools import learned
 
 LEFT_OUT = [('french', 3), ('french', 5), ('french', 8), ('next', 1), ('next', 6), ('next', 9)]
 QUESTIONS = {token: question for question, token in vlm.TOKENS.items()}
@@ -37,11 +38,8 @@ def study(seed):
     """-> for each pair, how often each answer was given; for each question, the mean shares"""
     settings = vlm.complete({'seed': seed, 'steps': 1900, 'questions': list(vlm.ANSWERS)})
     digits, test = vlm.load_digits(os.environ.get('VLM_MNIST'), 8)
-    numbers = vlm.first_numbers(settings)
-    for _ in vlm.learn(settings, numbers, taught(settings, digits)):
-        pass
-    numbers += vlm.half_gram(vlm.matrices(settings, numbers), settings)
-    weights, said = vlm.matrices(settings, numbers), collections.defaultdict(collections.Counter)
+    weights = learned(settings, vlm.first_numbers(settings), taught(settings, digits))
+    said = collections.defaultdict(collections.Counter)
     looks = collections.defaultdict(list)
     for number, (pixels, digit) in enumerate(test):
         x = vlm.prepare(settings, pixels)

@@ -16,6 +16,12 @@ def asked(weights, settings, x, question='name'):
     """What the model says to a question about an image x"""
     return vlm.answer(weights, settings, x)[0][question]
 
+def learned(settings, numbers, examples):
+    """Learn from examples, all steps -> the matrices, with G"""
+    for _ in vlm.learn(settings, numbers, examples):
+        pass
+    return vlm.matrices(settings, numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings))
+
 def tiny(**changes):
     """Settings of a model of few weights that spells with a, b and c; then as asked for"""
     small = dict(size=2, tokens=[2, 3, 4], width=4, heads=1, layers=2, batch=2, steps=1,
