@@ -47,7 +47,7 @@ class Value:
     >>> c.data, a.grad, b.grad    # dc/da = b + 1, as a is used twice; dc/db = a
     (8.0, 4.0, 2.0)
 
-    An edge pairs some parents with the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
+    An edge is a pair: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
     it grows 3 times as fast as a and twice as fast as b. dot(), below, makes up to two.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
@@ -76,7 +76,7 @@ class Value:
     def __gt__(self, other): return self.data > other
     def __sub__(self, other): return self + other * -1.0
     def __truediv__(self, other): return self * other ** -1
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__, __rmul__ = __add__, __mul__  # for 2 * a, where Python asks a
 
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
@@ -96,11 +96,11 @@ class Value:
 # derivatives. The same functions serve both. Docstrings give shapes: `a [n] -> [m]` takes a vector
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
-# and sum: so the file is many times faster. Its derivative by a_i is b_i, by b_i it is a_i: one
-# edge leads to the Values of a, with the numbers of b, and one the other way round.
+# and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i: one edge pairs
+# the Values of a with the numbers of b, one the reverse.
 
 class Vector(list):
-    """A list of Values. `data` has their numbers once more, as floats: dot() works on those."""
+    """A list of Values, with their numbers as floats in `data`: dot() works on those."""
     __slots__ = 'data',
 
 def collect(numbers):
@@ -129,7 +129,7 @@ def add(a, b):
 
 def relu(a):
     """a [n] -> [n], with 0 for what is negative"""
-    return collect([v if v > 0 else v * 0.0 for v in a])  # 0.0 alone is no Value
+    return collect([v if v > 0 else v * 0.0 for v in a])  # not 0.0: collect() wants Values
 
 def rmsnorm(a):
     """a [n] -> [n], divided by its root mean square: sizes stay alike (Zhang and Sennrich 2019)"""
@@ -149,36 +149,36 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # Quotient rule: dp_i / dscore_j = scale p_i ((i == j) - p_j), where i == j counts as 1 or 0.
+    # Quotient rule, for p_i = e_i / T: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
+    # = scale p_i ((i == j) - p_j), where i == j counts as 1 or 0.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of settings.width numbers (16), its latents. (Round brackets show the
-# defaults of settings.) A latent answers a question about the image x. Of degree 1, it is l.x, the
-# dot product of x and a row of weights l, a pattern: how much of it is there? Of degree 2, it is
-# (l.x)(r.x): large only if patterns l and r are both there (or both negative). Degree 3 multiplies
-# three, of the contrast: x less its mean, rescaled, which learns faster. Degree 4 is degree 2 of f,
-# all latents of degree 2: (l.f1)(r.f2), where f1 and f2 are its halves, rescaled. settings.tokens:
-# each token's degree (2, 3, 3). An image may be cut into patches (1 per side).
+# A vision token is a vector of settings.width numbers (16; numbers in brackets are defaults), its
+# latents. A latent answers a question about the image x. Degree 1 is l.x, the dot product of x and
+# a row of weights l, a pattern: how much of it is there? Degree 2 is (l.x)(r.x): large only if both
+# are there (or both negative). Degree 3 multiplies three, with the contrast (x less its mean,
+# rescaled) for x: that learns faster. Degree 4, if used, is (l.f1)(r.f2), of the rescaled halves of
+# f, the list of all latents of degree 2. settings.tokens: each token's degree (2, 3, 3). An image
+# may be cut into patches (1 per side). weights['eye0.1']: the r of token 0.
 
 def see(weights, settings, x):
-    """image x [size * size], patch after patch -> vision tokens [patches^2][tokens][width]"""
+    """image x [size * size], patch by patch -> vision tokens [patches^2][tokens][width]"""
     return [look(weights, settings, patch) for patch in split(x, len(x) // settings.patches ** 2)]
 
 def look(weights, settings, patch):
-    """a patch [n] -> its vision tokens [tokens][width]; eye0.1: the second factor of token 0"""
+    """a patch [n] -> its vision tokens [tokens][width]"""
     mean, tokens = sum(patch) / len(patch), []
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
         inputs = [contrast if degree == 3 else patch] * degree
-        if degree == 4:  # not the patch but f: complete by now, as settings.tokens is sorted
+        if degree == 4:  # f is complete by now, as settings.tokens is sorted
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
-        token = linear(weights[f'eye{number}.0'], inputs[0])
-        for factor in range(1, len(inputs)):
-            dots = linear(weights[f'eye{number}.{factor}'], inputs[factor])
-            token = collect([v * w for v, w in zip(token, dots)])
+        for factor, a in enumerate(inputs):
+            dots = linear(weights[f'eye{number}.{factor}'], a)
+            token = collect([v * w for v, w in zip(token, dots)]) if factor else dots
         tokens.append(token)
     return tokens
 
@@ -187,47 +187,51 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# Does the eye keep what it saw? An autoencoder must draw it again. Degree 2 sees products of two
-# pixels, so it draws these (Dooms and Gauderis 2025, arXiv:2510.16820): B = x x^T, where a b^T is
-# the matrix with a_p b_q in row p, column q. For matrices, too, . multiplies and adds up elements:
-# (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B is
-# how much of the pattern l_j r_j^T is in B. Draw that much of each: A = sum_j f_j l_j r_j^T. What
-# is missing is ||A - B||^2 = A.A - 2 A.B + B.B, for which we need neither A nor B:
+# Does the eye keep what it saw? An autoencoder must draw it again. As degree 2 sees products of two
+# pixels, it draws all of these (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the table
+# with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and adds
+# up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So
+#     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
+#     A = sum_j f_j l_j r_j^T, the drawing: that much of each; learning must bring it near B
+#     ||A - B||^2 = A.A - 2 A.B + B.B, what is missing, for which we need neither A nor B:
 #     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# G depends on weights alone: made once per step, it serves all images. As G_ij = G_ji, half is
-# enough: row i up to G_ii. All but G_ii stand for two, so they are kept doubled.
+# G is made of weights alone, once per step, and joins them. batch_gradient() hands dloss/dG on.
 
-def half_gram(weights, settings):
-    """-> [k * (k + 1) / 2], of k latents of degree 2: G_11, 2 G_21, G_22, 2 G_31, 2 G_32 ..."""
-    pairs = [pair for number, degree in enumerate(settings.tokens) if degree == 2
-             for pair in zip(weights[f'eye{number}.0'], weights[f'eye{number}.1'])]
-    return collect([dot(l, lj) * dot(r, rj) * (1 if i == j else 2)
-                    for i, (l, r) in enumerate(pairs) for j, (lj, rj) in enumerate(pairs[:i + 1])])
+def patterns(weights, settings, factor):
+    """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
+    return [row for number, degree in enumerate(settings.tokens) if degree == 2
+            for row in weights[f'eye{number}.{factor}']]
+
+def gram(weights, settings):
+    """-> G [k * k], row after row"""
+    left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
+    ij = [(i, j) for i in range(len(left)) for j in range(len(left))]
+    half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i, j in ij if i <= j}
+    return collect([half[min(i, j), max(i, j)] for i, j in ij])  # G_ij = G_ji
 
 def rebuilding_loss(weights, settings, vision, x):
     """image x and its vision tokens -> the part of x x^T that they do not draw again"""
     missing, everything = 0.0, 0.0
     for tokens, patch in zip(vision, split(x, len(x) // len(vision))):
-        f = code(settings, tokens)  # weights['gram']: the rows of half_gram(), see matrices()
-        aa = dot(f, collect([dot(row, collect(f[:len(row)])) for row in weights['gram']]))
-        ab = dot(f, f)
-        bb = dot(patch, patch) ** 2
+        f = code(settings, tokens)
+        aa, ab, bb = dot(f, linear(weights['gram'], f)), dot(f, f), dot(patch, patch) ** 2
         missing, everything = missing + aa - 2 * ab + bb, everything + bb
-    return missing / (everything if everything > 1e-9 else 1.0)  # in a black image, nothing is
+    return missing / (everything + 1e-30)  # never divide by zero
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
-# plus a row for its position, as attention by itself knows no order. Layers (1) add to h what they
-# find out (a residual connection), from h after rmsnorm. The last h gives scores for the next
-# letter. The first half of a layer, attention, fetches what earlier tokens know. From each h,
-# matrices make a query (what I look for), a key (what I offer) and a value (what I hand over; no
-# Value). The query is matched with all keys so far (causal attention), usually by a dot product.
-# Tensor-product attention cuts both in pieces (2), dots piece with piece and multiplies: large only
-# if all fit. Softmax turns the matches into shares, like 0.7, 0.2, 0.1; fetched is the sum of share
-# times value. Heads (1) do so side by side, each with its part of query, key and value; `output`
-# joins what they fetch. Keys and values stay in a cache (KV cache). The second half, an MLP, works
-# on h alone: `up` makes hidden numbers, relu sets those below 0 to 0, `down` makes an h again.
+# plus a row for its position, as attention by itself knows no order. Layers (1) find something out
+# from rmsnorm(h), and add it to h (a residual connection). The last h gives scores for the next
+# letter. The first half of a layer, attention, fetches what earlier tokens know. From h, matrices
+# make a query (what I look for), a key (what I offer) and a value (what I hand over; not the
+# class). The query's dot product with each key so far (causal attention) says how well they match;
+# softmax makes shares of it, like 0.7, 0.2, 0.1; fetched is the sum of share times value.
+# Tensor-product attention cuts query and key in pieces (2, of 8 numbers), dots piece with piece and
+# multiplies: large only if all fit (or two oppose). Heads (1) do this side by side, each with its
+# part of all three; `output` joins what they fetch. A cache (KV cache) keeps keys and values.
+# The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
+# to 0 (or two matrices could do no more than one), `down` makes an h again.
 
 def attention(settings, query, keys):
     """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
@@ -236,15 +240,15 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A sum of n random products is about sqrt(n) in size: divide by that for each piece.
+        # A sum of n random products is about sqrt(n) in size: divide by that, for each piece.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
 def fetch(shares, values):
-    """shares [heads][time], values [time][width] -> [width], each head's mixture of its part"""
-    head_width = len(values[0]) // len(shares)  # number i belongs to head i // head_width
-    return collect([dot(shares[i // head_width], collect(column))  # column: number i of each token
-                    for i, column in enumerate(zip(*values))])
+    """shares [heads][time], values [time][width] -> [width], sums over time of share * value"""
+    head_width = len(values[0]) // len(shares)  # number i of a value is for head i // head_width
+    columns = [collect(column) for column in zip(*values)]  # number i of all values
+    return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
     """reads a token's h [width] into the cache [layers] -> logits (scores) of the next letter"""
@@ -253,7 +257,7 @@ def transformer(weights, settings, h, cache, predict=True):
         normed = rmsnorm(h)
         keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # nobody needs the last h of a vision token
+        if predict or layer < settings.layers - 1:  # a vision token's last h is not needed
             query = split(linear(weights[f'mouth{layer}.query'], normed), n)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -263,7 +267,7 @@ def transformer(weights, settings, h, cache, predict=True):
 
 def prefill(weights, settings, vision):
     """vision tokens [patches^2][tokens][width] -> the cache, once the mouth has read them"""
-    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values, shares
+    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values; shares, to look at
     for token, position in zip(chain(*vision), weights['mouth.vision_position']):
         transformer(weights, settings, add(token, position), cache, predict=False)
     return cache
@@ -293,38 +297,35 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers: dot products begin near 1; logits, and what layers add, soon leave 0"""
+    """-> random numbers: most dot products begin near 1 in size; what begins at 0 learns first"""
     rng, numbers = random.Random(settings.seed), []
+    begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
-        deviation = 0.0 if name.endswith(('output', 'down', 'logits')) else columns ** -0.5
-        if name.endswith('query'):
-            deviation /= 4  # small scores: attention begins with nearly equal shares
+        deviation = begin.get(name.split('.')[1], 1.0) * columns ** -0.5
         numbers += [rng.gauss(0, deviation) for _ in range(rows * columns)]
     return numbers
 
 def matrices(settings, numbers):
-    """floats or Values: the numbers, perhaps followed by those of half_gram -> {name: matrix}"""
-    numbers = iter(numbers)
-    weights = {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
-               for name, (rows, columns) in shapes(settings).items()}
-    k = settings.tokens.count(2) * settings.width
-    weights['gram'] = [collect(list(islice(numbers, i + 1))) for i in range(k)]  # the rest, if any
-    return weights
+    """the numbers, floats or Values, perhaps followed by those of G -> {name: matrix}"""
+    numbers, k = iter(numbers), settings.tokens.count(2) * settings.width
+    every = {**shapes(settings), 'gram': (k, k)}
+    return {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
+            for name, (rows, columns) in every.items()}
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more. The
-# mouth is fed the right letters (teacher forcing). Most are soon known: after "se", only "v" is
-# possible. Letters with p above settings.known (0.85) are left out: they have little to teach, and
-# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An example's loss is the sum of
-# its letters' losses, plus settings.reconstruction (0.5) times the part that is not drawn again.
+# mouth is fed the right letters (teacher forcing). Most are soon known: after "se" comes "v".
+# Letters with p above settings.known (0.85) are left out: they teach little, and backward() skips
+# them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of its
+# letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
     probs = softmax(logits.data)
     loss = -math.log(max(probs[target], 1e-300))  # never log(0)
-    # With logits z: loss = log(sum_j e^z_j) - z_target, dloss/dz_j = p_j - (j == target).
+    # With logits z, S = sum_j e^z_j: loss = log S - z_target, dloss/dz_j = e^z_j/S - (j == target).
     return Value(loss, (logits, [p - (j == target) for j, p in enumerate(probs)]))
 
 def naming_loss(weights, settings, vision, text):
@@ -341,18 +342,18 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-PORTION = 16  # examples of a minibatch (32) that one process works on at a time
-LEAVES = []   # made once in each process, to save time
+PORTION = 16  # examples of a minibatch (32) that are worked on together, by one process
+LEAVES = []   # making them takes time, so each step uses the same
 
 def leaves_of(numbers):
     """floats [n] -> leaves [n], with grad 0"""
-    LEAVES.extend(map(Value, numbers[len(LEAVES):]))  # others are used again
+    LEAVES.extend(map(Value, numbers[len(LEAVES):]))  # those that are missing
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     return LEAVES[:len(numbers)]
 
 def gradient(settings, loss_of, numbers, portion):
-    """numbers and G's behind them, examples -> their part of the loss, its gradient [n]"""
+    """numbers of weights and G, examples -> what they add to the loss and the gradient [numbers]"""
     leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
@@ -363,31 +364,30 @@ def gradient(settings, loss_of, numbers, portion):
 
 def batch_gradient(settings, loss_of, numbers, batch, share_out):
     """a minibatch -> its mean loss, the gradient [numbers]; share_out is, or works like, map()"""
-    gram = half_gram(matrices(settings, numbers), settings) if settings.reconstruction else []
-    portions = [batch[i:i + PORTION] for i in range(0, len(batch), PORTION)]
-    losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers + gram), portions))
+    g = gram(matrices(settings, numbers), settings) if settings.reconstruction else []
+    work = partial(gradient, settings, loss_of, numbers + g)
+    losses, grads = zip(*share_out(work, split(batch, PORTION)))
     total = [sum(column) for column in zip(*grads)]
-    if gram:
-        # Above, G's numbers were leaves: total ends in c = dloss/dG. But G is made of the
-        # weights w: dloss/dw gains sum_k c_k dG_k/dw, the derivative of c.G with c constant.
+    if g:
+        # gradient() took G for a leaf: total ends with c = dloss/dG. But weights w make G:
+        # dloss/dw grows by sum_j c_j dG_j/dw (chain rule), which is d(c.G)/dw if c is a constant.
         leaves = leaves_of(numbers)
-        gram = half_gram(matrices(settings, leaves), settings)  # now of Values
-        dot(gram, total[len(numbers):]).backward()
-        total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops G's part
+        dot(gram(matrices(settings, leaves), settings), total[len(numbers):]).backward()
+        total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops c
     return sum(losses), total
 
-# Adam (Kingma and Ba 2015) keeps two running means for each number: of its derivative and of that
-# squared. A move is rate * first / sqrt(second): about the rate. Decay shrinks all (AdamW).
+# Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
+# by rate * first / sqrt(second): about the rate, less if signs vary. Decay shrinks all (AdamW).
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
-    """Change numbers in place, all or those at these places; yield each step's loss."""
+    """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0; this corrects it
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0: makes up for it
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
@@ -398,7 +398,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """cache after the vision tokens -> (letter, its probability) ... to EOS (greedy decoding)"""
+    """cache, of prefill(... see(...)) -> (letter, its probability) ... to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Questions -----------------------------------------------------------------------------------
 # What the mouth says depends on the image and on the question: a token in the place of BOS, which
-# asks for the name. To add a question, add a row: its token, its answers for 0 to 9.
+# asks for the name. To add a question, add a row: its token (a prompt), its answers for 0 to 9.
 
 QUESTIONS = """
 name    <  zero one two three four five six seven eight nine
@@ -427,10 +427,10 @@ parity  %  even odd even odd even odd even odd even odd
 french  F  zéro un deux trois quatre cinq six sept huit neuf
 german  D  null eins zwei drei vier fünf sechs sieben acht neun
 """
-TOKENS, ANSWERS = {}, {}
+PROMPTS, ANSWERS = {}, {}
 for row in QUESTIONS.strip().splitlines():
-    name, token, *answers = row.split()
-    TOKENS[name], ANSWERS[name] = token, answers
+    name, prompt, *answers = row.split()
+    PROMPTS[name], ANSWERS[name] = prompt, answers
 
 def question_of(settings, answer):
     """an answer -> the first question that has it, of those asked; perhaps None"""
@@ -441,16 +441,16 @@ def question_of(settings, answer):
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
-def sampler(settings, asked):
-    """what is asked -> a function for speak(): logits [n] -> index of a random letter"""
-    rng = random.Random(repr((settings.seed, asked)))  # the same in whichever process
+def sampler(settings, x, question):
+    """what is asked of image x -> a function for speak(): logits [n] -> index of a random letter"""
+    rng = random.Random(repr((settings.seed, x, question)))  # the same in whichever process
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
         likely = [i for i, total in zip(order, before) if total < settings.top_p]
-        return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
+        return rng.choices(likely, [probs[i] for i in likely])[0]
     return choose
 
 def eye_loss(weights, settings, x, text):
@@ -479,14 +479,15 @@ def learning_places(settings):
 def processes(count):
     """-> a function like map() that shares its work with count - 1 other processes"""
     collect_no_cycles()
-    others, on_interrupt = [], signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit this
+    others = []
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # no Ctrl-C until they ignore it
     try:
         while len(others) < count - 1:
-            pipe, its_end = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=follow, args=(its_end, pipe), daemon=True)
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
-            its_end.close()  # so that the pipe ends when that process does
-            others.append((process, pipe))
+            theirs.close()  # so that the pipe ends when that process does
+            others.append((process, ours))
     except (OSError, EOFError) as error:
         progress(f'no further process can be started: {error}', last=True)
     finally:
@@ -507,7 +508,7 @@ def collect_no_cycles():
 
 def shared_map(pipes, function, items):
     """pipes to other processes -> [function(item) for item in items]"""
-    results, step = list(items), len(pipes) + 1
+    results, step = [None] * len(items), len(pipes) + 1
     for rank, pipe in enumerate(pipes, 1):
         with suppress(OSError):  # it died: noticed below
             pipe.send((function, items[rank::step]))
@@ -525,7 +526,7 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     collect_no_cycles()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    first_end.close()  # so that the pipe ends when that process does
+    first_end.close()  # a copy; the pipe is to end when that process does
     with suppress(Exception):  # the first process does again what fails here
         while True:
             function, items = pipe.recv()
@@ -558,15 +559,16 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    path = Path(path) if Path(path).exists() else home().parent / path  # such as data/...
+    path = Path(path) if Path(path).exists() else data_folder().parent / path  # such as data/...
     content, good = path.read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
-        saved, numbers = map(json.loads(content).get, ('settings', 'numbers'))
-        saved = {'learned': ['name'], **saved}  # older files say nothing of questions
+        file = json.loads(content)
+        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older: names
         settings = complete(saved)
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not complaint(settings)
-                and settings.layers < len(numbers) == sum(map(math.prod, shapes(settings).values()))
+                and not mistakes(settings)
+                and settings.layers < len(numbers)  # or shapes() could take for ever
+                and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
     check(good, f'{path} is damaged, or not a weights file of vlm.py')
     return saved, list(map(float, numbers))
@@ -580,10 +582,10 @@ MNIST = {    # the files, with the SHA-256 of their decompressed content
     't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
     't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'}
 
-def shrink(line, size):
-    """a row or column of pixels [side] -> the means of `size` equal parts of it [size]"""
-    width = len(line) / size
-    edges = [i * width for i in range(size + 1)]
+def shrink(line, size, start=0.0, length=None):
+    """pixels of a row, from start on, so many -> the means of `size` equal parts of them [size]"""
+    width = (length or len(line)) / size
+    edges = [start + i * width for i in range(size + 1)]
     sums, line = [0, *accumulate(line)], [*line, 0]
     # The sum before each edge: whole pixels, then a part of the one that it cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
@@ -600,26 +602,41 @@ def downscale(settings, pixels):
     return [columns[left + x][top + y]
             for top in corners for left in corners for y in part for x in part]
 
+def distort(pixels, moves):
+    """pixels [side * side] -> the same, shifted, slanted and stretched by so many pixels [6]"""
+    side = math.isqrt(len(pixels))
+    lines = split(pixels, side)
+    for shift, slant, stretch in split(moves, 3):  # along rows, then along columns
+        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
+        first = len(pad) + shift - stretch
+        lines = [shrink([*pad, *line, *pad], side, first + slant * ((2 * i + 1) / side - 1),
+                        side + 2 * stretch) for i, line in enumerate(lines)]
+        lines = list(zip(*lines))  # rows become columns, and back again
+    return list(chain(*lines))
+
 def prepare(settings, pixels):
     """pixels [side * side] -> image x [size * size], of mean square 1"""
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """a function of (weights, settings, image x, ...) -> its result for raw pixels"""
+    """a function of image x, among others -> its result for raw pixels, in whichever process"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is kept to validate on"""
+    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is left to validate on"""
     rng, digits = random.Random(settings.seed), digits[:len(digits) - len(digits) // 12]
     while True:
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
-            question = settings.questions[i // 2 % len(settings.questions)]
-            text = TOKENS[question] + ANSWERS[question][digit] + EOS
+            question = settings.questions[i // 2 % len(settings.questions)]  # two of each
+            text = PROMPTS[question] + ANSWERS[question][digit] + EOS
+            if settings.distort:
+                far = settings.distort
+                pixels = distort(pixels, [rng.uniform(-far, far) for _ in range(6)])
             # Half of the texts end after two letters: the rest is easier, and needs less.
             yield pixels, text[:3] if i % 2 else text
 
-def home():
+def data_folder():
     """-> the folder data/ beside this file; where there is none, that in the current folder"""
     beside = Path(__file__).resolve().parent / 'data'
     return beside if beside.is_dir() else Path('data').absolute()
@@ -629,7 +646,7 @@ def find(folder, name):
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay as they are"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay as they are, to be refused"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
@@ -668,8 +685,8 @@ def download(path):
     check(content is None, f'wrong content for {path.name} from {" or ".join(MIRRORS)}')
 
 def load_digits(folder, size):
-    """-> the digits to learn from, those to test on: from a folder, or from home()"""
-    place = home() if folder is None else Path(folder)
+    """-> the digits to learn from, those to test on: from a folder, or from data_folder()"""
+    place = data_folder() if folder is None else Path(folder)
     check(folder is None or os.path.isdir(folder), f'--data {folder!r} is no folder')
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
         return [read_digits(place, kind, 28) for kind in ('train', 't10k')]
@@ -726,11 +743,15 @@ def show(settings, captioned):
 # for what the eye can draw again is like what it has seen: another model then reads 17 of 20
 # drawings, not 11 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
-def draw(settings, numbers, text, start=None):
+STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
+DRAWING = threading.Lock()  # there is only one tape
+
+def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = matrices(settings, list(map(Value, numbers)))
-    aims = {'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
-    aims = argparse.Namespace(**{**vars(settings), **aims})
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot() wants it so
+               for name, matrix in weights.items()}
+    aims = {**vars(settings), 'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
+    aims = argparse.Namespace(**aims)
     images = [start or [1.0] * settings.size ** 2]
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
@@ -740,20 +761,17 @@ def draw(settings, numbers, text, start=None):
         images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
     return images
 
-STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # there is only one tape
-
-def draw_and_read(settings, numbers, question, name, start=None):
+def draw_and_read(weights, settings, question, name, start=None):
     """an answer, an image x to start from -> draw()'s images, what is read in the last"""
-    images = draw(settings, numbers, TOKENS[question] + name + EOS, start)
+    images = draw(weights, settings, PROMPTS[question] + name + EOS, start)
     check(all(map(math.isfinite, images[-1])), 'the weights are too large to draw with')
-    return images, answer(matrices(settings, numbers), settings, images[-1])[0][question]
+    return images, answer(weights, settings, images[-1])[0][question]
 
-def exhibit(settings, numbers):
+def exhibit(weights, settings):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
     captioned = []
     for name in to_draw(settings):
-        images, said = draw_and_read(settings, numbers, question_of(settings, name), name)
+        images, said = draw_and_read(weights, settings, question_of(settings, name), name)
         captioned.append((images[-1], f'{name}: {caption(name, said)}'))
     show(settings, captioned)
 
@@ -773,41 +791,40 @@ def centre(ink):
         lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
-def kept(settings, weights, x):
+def kept(weights, settings, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
     # It draws A. Which image v has v v^T nearest to A? To multiply by A + A^T again and again turns
     # any vector that way (power iteration; v is an eigenvector). Adding length * v keeps it from
     # turning to one whose eigenvalue is negative.
-    left, right = [[row for number, degree in enumerate(settings.tokens) if degree == 2
-                    for row in weights[f'eye{number}.{factor}']] for factor in (0, 1)]
+    left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
             # (A + A^T) v = sum_j f_j ((r_j.v) l_j + (l_j.v) r_j); here, + joins lists
-            shares = list(map(mul, f + f, linear(right + left, v)))
-            product = linear(list(zip(*left, *right)), shares)
+            amounts = list(map(mul, f + f, linear(right + left, v)))
+            product = linear(list(zip(*left, *right)), amounts)
             length = math.sqrt(dot(product, product) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(product, v)])
         strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
 
-def read_page(settings, numbers, question, body):
+def read_page(weights, settings, question, body):
     """GET / -> the page"""
-    return (home() / 'page.html').read_bytes()
+    return (data_folder() / 'page.html').read_bytes()
 
-def read_drawing(settings, numbers, question, body):
+def read_drawing(weights, settings, question, body):
     """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
-    weights, greys = matrices(settings, numbers), downscale(settings, centre(check_ink(body)))
+    greys = downscale(settings, centre(check_ink(body)))
     x = rmsnorm(greys)  # as prepare() does
-    (said, _), again = answer(weights, settings, x), kept(settings, weights, x)
+    (said, _), again = answer(weights, settings, x), kept(weights, settings, x)
     check(math.isfinite(said[question]['probability']), 'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
             'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
 
-def draw_name(settings, numbers, question, body):
+def draw_name(weights, settings, question, body):
     """POST /draw?ask=name, an answer, perhaps a drawing -> the images on the way"""
     order, start = None, None
     with suppress(ValueError, RecursionError):
@@ -818,7 +835,7 @@ def draw_name(settings, numbers, question, body):
     if 'ink' in order and any(check_ink(order['ink'])):
         start = prepare(settings, centre(order['ink']))
     with DRAWING:
-        images, said = draw_and_read(settings, numbers, question, name, start)
+        images, said = draw_and_read(weights, settings, question, name, start)
     return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
@@ -843,7 +860,7 @@ class Page(BaseHTTPRequestHandler):
         """Answer with what a task makes of the body of the request."""
         path, _, query = self.path.partition('?')
         length = self.headers.get('Content-Length', '0')
-        settings, numbers = self.server.model
+        weights, settings = self.server.model
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
         task = TASKS.get(f'{self.command} {path}')
         port = f':{self.server.server_port}'
@@ -858,11 +875,11 @@ class Page(BaseHTTPRequestHandler):
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
             if task:
                 check(question in settings.questions, f'no question is named {question}')
-                self.send(200, task(settings, numbers, question, body))
+                self.send(200, task(weights, settings, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
-        except SystemExit as complaint:  # of check(): here it ends a request, not the program
-            self.send_error(400, str(complaint).replace('vlm.py: ', ''))
+        except SystemExit as refusal:  # of check(): here it ends a request, not the program
+            self.send_error(400, str(refusal).replace('vlm.py: ', ''))
 
     do_GET = do_POST
 
@@ -901,16 +918,16 @@ class Server(ThreadingHTTPServer):
 
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
-    page = home() / 'page.html'
+    page = data_folder() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
     for number in range(8000, 8100) if port is True else [port]:  # True: any
         with suppress(OSError, OverflowError):
             return Server(('127.0.0.1', number), Page)
     check(False, f'port {number} is not free')
 
-def serve(server, settings, numbers):
+def serve(server, weights, settings):
     """Answer requests until Ctrl-C."""
-    server.model = settings, numbers
+    server.model = weights, settings
     address = f'http://127.0.0.1:{server.server_port}/'
     print(f'play at {address} until Ctrl-C', flush=True)
     with suppress(KeyboardInterrupt):
@@ -938,6 +955,7 @@ lr              learning  0.014     1e-9  learning rate; it falls linearly to ze
 batch           learning  32        1     images in a minibatch
 decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
 reconstruction  learning  0.5       0.0   factor of the rebuilding loss
+distort         learning  0.0       0.0   up to 3: pixels by which images are changed at random
 known           learning  0.85      0.0   a letter of higher probability teaches nothing
 tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
 patches         model     1         1     patches per side of the image; 1 is the whole
@@ -956,14 +974,15 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0
     settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    # The weights may have learned more questions than are asked now.
+    # learned: the questions that the weights know, as saved. questions: those that are asked now.
     learned = given.get('learned', given.get('questions', ['name']))
-    texts = [EOS, *chain(*[[TOKENS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
-    settings.update(learned=learned, questions=learned, vocabulary=sorted(set(''.join(texts))))
+    settings.update(learned=learned, questions=learned)
+    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
+    settings['vocabulary'] = sorted(set(''.join(texts)))
     settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
     return argparse.Namespace(**{**settings, **given})
 
-def complaint(settings):
+def mistakes(settings):
     """-> what is wrong with the settings, if anything"""
     for name, _, _, least, _ in ROWS:
         value, least = vars(settings)[name], json.loads(least)
@@ -974,11 +993,13 @@ def complaint(settings):
     rules = {
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
-        'tokens must be degrees from 1 to 4': degrees(','.join(map(str, s.tokens))) == s.tokens,
+        'tokens must be degrees from 1 to 4':
+            s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or f > 0 and f % 2 == 0,
+        'distort must be at most 3': s.distort <= 3,
         f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
-            {*ANSWERS} >= {*s.learned} >= {*asked} and 0 < len(set(asked)) == len(asked),
+            asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
@@ -988,7 +1009,7 @@ def complaint(settings):
 
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
-    return sorted(list('1234').index(degree) + 1 for degree in text.split(','))
+    return sorted(map(int, text.split(',')))
 
 def to_draw(settings):
     """-> the answers in --draw; for `all`, those to the first question"""
@@ -1016,10 +1037,10 @@ def parse(argv):
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
-    if changed or complaint(settings):
-        parser.error(f'{changed} contradicts {settings.load}' if changed else complaint(settings))
+    if changed or mistakes(settings):
+        parser.error(f'{changed} contradicts {settings.load}' if changed else mistakes(settings))
     if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
-        settings.steps = 0
+        settings.steps = 0  # nobody asks to learn on
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -1058,10 +1079,10 @@ def answer(weights, settings, x):
     """image x -> {question: what the mouth says}, the part that is not drawn again"""
     vision, said = see(weights, settings, x), {}
     for question in settings.questions:
-        choose = [sampler(settings, (x, question))] if settings.temperature else []
+        choose = [sampler(settings, x, question)] if settings.temperature else []
         cache, letters = prefill(weights, settings, vision), []
         tokens = len(cache[0][0])  # those that were read by now: the vision tokens
-        for letter, p in speak(weights, settings, cache, TOKENS[question], *choose):
+        for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
             heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
@@ -1070,9 +1091,9 @@ def answer(weights, settings, x):
         said[question] = {'name': name, 'probability': probability, 'letters': letters[:len(name)]}
     return said, rebuilding_loss(weights, settings, vision, x)
 
-def report(settings, numbers, digits):
+def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
-    task = partial(on_pixels, answer, matrices(settings, numbers), settings)
+    task = partial(on_pixels, answer, weights, settings)
     (images, labels), answers, count = zip(*digits), [], len(digits)
     with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
@@ -1098,8 +1119,8 @@ def report(settings, numbers, digits):
               '(95% interval {:.2f}-{:.2f})'.format(*interval(right, count)), flush=True)
 
 def interval(n, count):
-    """n of count -> the lowest and highest accuracy, in %, with which that is no surprise"""
-    square = 1.96 ** 2  # (Wilson 1927)
+    """n right answers of count -> the 95% interval of the true accuracy, in % (Wilson 1927)"""
+    square = 1.96 ** 2
     spread = math.sqrt(square * (n * (count - n) / count + square / 4))
     return [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
 
@@ -1114,22 +1135,24 @@ def main(argv=None):
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
     images = f', {len(digits):,} training images, {len(test):,} test images'
     print(f'{len(numbers):,} parameters' + images * bool(needed))
-    usual = vars(complete({'size': settings.size, 'jobs': settings.jobs}))
+    usual = {**vars(complete({'size': settings.size})), 'size': None, 'jobs': settings.jobs}
     print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
-                    if name == 'size' or vars(settings)[name] != usual[name]), flush=True)
+                    if vars(settings)[name] != usual[name]), flush=True)
     if settings.steps:
         train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    numbers = numbers + half_gram(matrices(settings, numbers), settings)  # for rebuilding_loss()
+    weights = matrices(settings, numbers)
+    weights = matrices(settings, numbers + gram(weights, settings))
     if settings.test:
-        report(settings, numbers, test[:settings.test])
+        report(weights, settings, test[:settings.test])
     if settings.draw:
-        exhibit(settings, numbers)
+        exhibit(weights, settings)
     if server:
-        serve(server, settings, numbers)
+        serve(server, weights, settings)
 
 if __name__ == '__main__':
+    # Without a console (pythonw.exe), Python has no output.
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
@@ -1141,6 +1164,6 @@ if __name__ == '__main__':
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
-        os._exit(1)
+        os._exit(1)  # sys.exit() would flush, and fail, once more
     except (OSError, MemoryError) as error:
         sys.exit(f'vlm.py: {str(error) or "out of memory"}')

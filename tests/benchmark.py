@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
+from tests.tools import whole
 try:
     import torch
     from tests import torch_model
@@ -64,9 +65,7 @@ def vlm_trains(settings):
 
 def vlm_names(settings):
     """vlm.py naming one image after another, from its pixels, as for the report"""
-    numbers = random_numbers(settings)
-    gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
-    weights = vlm.matrices(settings, numbers + gram)
+    weights = whole(settings, random_numbers(settings))
     def run(digits, seconds):
         pixels = itertools.cycle(pixels for pixels, _ in digits)
         return per_image(lambda: vlm.on_pixels(vlm.answer, weights, settings, next(pixels)), 1,

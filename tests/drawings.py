@@ -21,26 +21,25 @@ from tests.tools import asked
 
 NAMES = vlm.ANSWERS['name']
 
-def drawn(settings, numbers):
+def drawn(weights, settings):
     """-> a model's drawings of the ten names: images x"""
-    return [vlm.draw(settings, numbers, vlm.BOS + name + vlm.EOS)[-1] for name in NAMES]
+    return [vlm.draw(weights, settings, vlm.BOS + name + vlm.EOS)[-1] for name in NAMES]
 
-def read(settings, numbers, images):
+def read(weights, settings, images):
     """-> how many of ten images a model gives the right name"""
-    weights = vlm.matrices(settings, numbers)
     return sum(asked(weights, settings, x)['name'] == name for x, name in zip(images, NAMES))
 
 def factors():
     """Print, for each factor and model, what it reads in its own drawings and the other in them."""
     for vlm.LIKENESS in 0.0, 0.5, 2.0, 8.0:
         for size, other in (8, 14), (14, 8):
-            model, (its_settings, its_numbers) = loaded(SHIPPED[size]), loaded(SHIPPED[other])
+            model, (its_weights, its_settings) = loaded(SHIPPED[size]), loaded(SHIPPED[other])
             images = drawn(*model)
-            inks = [enlarged(vlm.grid(model[0], x, max(x)), 280 // size) for x in images]
+            inks = [enlarged(vlm.grid(model[1], x, max(x)), 280 // size) for x in images]
             seen = [vlm.prepare(its_settings, vlm.centre(ink)) for ink in inks]
             print(f'factor {vlm.LIKENESS}: drawn at {size}x{size}, reads its own '
                   f'{read(*model, images)} of 10; the other one reads '
-                  f'{read(its_settings, its_numbers, seen)} of 10', flush=True)
+                  f'{read(its_weights, its_settings, seen)} of 10', flush=True)
 
 def weights(folder):
     """Print, for each size and weight of the rebuilding loss, how many drawings others read."""

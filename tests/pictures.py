@@ -18,8 +18,7 @@ THEMES = {  # text, less important text, ink, accent, and what is its opposite
     'light': ('#1f2328', '#59626c', '#111417', '#0f6a70', '#b3541e'),
     'dark': ('#e7e5e0', '#a3abb4', '#f4f2ec', '#6fc6c4', '#f0a283')}
 SHADES = 12  # of ink; a pixel takes the nearest
-SETTINGS, NUMBERS = loaded(SHIPPED[14])
-WEIGHTS = vlm.matrices(SETTINGS, NUMBERS)
+WEIGHTS, SETTINGS = loaded(SHIPPED[14])
 
 class Svg:
     """A picture of one theme, that grows"""
@@ -183,11 +182,11 @@ def main():
     FOLDER.mkdir(exist_ok=True)
     _, test = vlm.load_digits(os.environ.get('VLM_MNIST'), 14)
     test = [(vlm.prepare(SETTINGS, pixels), digit) for pixels, digit in test]
-    ways = {name: vlm.draw(SETTINGS, NUMBERS, f'{vlm.TOKENS[question]}{name}{vlm.EOS}')
+    ways = {name: vlm.draw(WEIGHTS, SETTINGS, f'{vlm.PROMPTS[question]}{name}{vlm.EOS}')
             for question, name in [('name', 'two'), ('name', 'four'), ('name', 'six'),
                                    ('name', 'seven'), ('french', 'cinq'), ('parity', 'odd')]}
     seven, four = (next(x for x, digit in test if digit == wanted) for wanted in (7, 4))
-    nine = vlm.draw(SETTINGS, NUMBERS, '<nine>', four)
+    nine = vlm.draw(WEIGHTS, SETTINGS, '<nine>', four)
     for theme in THEMES:
         for name, make, *given in [
                 ('output', output, test, {name: images[-1] for name, images in ways.items()}),

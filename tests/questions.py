@@ -15,7 +15,7 @@ from tests.study import CORES
 from tests.tools import learned
 
 LEFT_OUT = [('french', 3), ('french', 5), ('french', 8), ('next', 1), ('next', 6), ('next', 9)]
-QUESTIONS = {token: question for question, token in vlm.TOKENS.items()}
+QUESTIONS = {token: question for question, token in vlm.PROMPTS.items()}
 
 def taught(settings, digits):
     """Examples without the pairs that are left out"""
@@ -27,7 +27,7 @@ def taught(settings, digits):
 def shares(settings, weights, x):
     """An image -> for each question, the shares of attention on each token, at the first letter"""
     vision, out = vlm.see(weights, settings, x), {}
-    for question, token in vlm.TOKENS.items():
+    for question, token in vlm.PROMPTS.items():
         cache = vlm.prefill(weights, settings, vision)
         vlm.next_logits(weights, settings, token, 0, cache)
         heads = [head for *_, shares in cache for head in shares[-1]]

@@ -200,17 +200,17 @@ class Layers(Case):
                     return tools.attend(settings, query, rows(keys, 8), rows(values, 8))[0]
                 self.check(layer, formula, 8, 24, 24)
 
-    def test_half_gram(self):
-        """Products of the patterns of all tokens of degree 2, twice off the diagonal."""
+    def test_gram(self):
+        """Products of the patterns of all tokens of degree 2."""
         settings = tiny(size=2, width=2, tokens=[1, 2, 2], layers=0)
         numbers = tools.random_numbers(settings)
 
         def formula(numbers):
             w = tools.matrices(settings, numbers)
             left, right = (w[f'eye1.{i}'] + w[f'eye2.{i}'] for i in range(2))
-            return [(2 - (i == j)) * tools.dot(left[i], left[j]) * tools.dot(right[i], right[j])
-                    for i in range(4) for j in range(i + 1)]
-        self.check(lambda numbers: vlm.half_gram(vlm.matrices(settings, numbers), settings),
+            return [tools.dot(left[i], left[j]) * tools.dot(right[i], right[j])
+                    for i in range(4) for j in range(4)]
+        self.check(lambda numbers: vlm.gram(vlm.matrices(settings, numbers), settings),
                    formula, len(numbers))
 
     def test_rebuilding_loss(self):
@@ -218,7 +218,7 @@ class Layers(Case):
         settings = tiny(size=4, patches=2, tokens=[2, 2])
         x, numbers = gauss(16, 9), tools.random_numbers(settings)
         expected = tools.rebuilding(tools.matrices(settings, numbers), settings, rows(x, 4))
-        numbers = numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
+        numbers = numbers + vlm.gram(vlm.matrices(settings, numbers), settings)
         for numbers in numbers, list(map(Value, numbers)):
             weights = vlm.matrices(settings, numbers)
             loss = vlm.rebuilding_loss(weights, settings, vlm.see(weights, settings, x), x)

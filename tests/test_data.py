@@ -189,6 +189,21 @@ class Folders(Case):
         for again in first[23:], other[:23]:
             self.assertNotEqual(first[:23], again)
 
+    def test_distort(self):
+        """Each time an image comes, it is another; by less than so many pixels; the same from the
+        same seed."""
+        seen = []
+        self.patch(vlm, distort=lambda pixels, moves: seen.append(moves) or (pixels, *moves))
+        given = [(i, i % 10) for i in range(12)]
+        settings = vlm.complete({'distort': 1.5})
+        first, again = ([*itertools.islice(vlm.examples(settings, given), 300)] for _ in range(2))
+        self.assertEqual(first, again)
+        self.assertEqual(len({image for image, _ in first}), 300)
+        for column in zip(*seen):
+            self.assertLess(max(map(abs, column)), 1.5)
+            self.assertGreater(max(column) - min(column), 2.8)
+        self.assertEqual(sorted(image for (image, *_), _ in first[:11]), list(range(11)))
+
     def test_bundled(self):
         """Without network, size 8 and no --data: the bundled digits; nothing else falls back."""
         bundled = digits(7, 4, 8, ('optdigits-train', 'optdigits-test'))

@@ -63,6 +63,30 @@ class Eye(Case):
                                               (8 + 9 + 10 + 11 / 2) / 3.5,
                                               (11 / 2 + 12 + 13 + 14) / 3.5])
 
+    def test_distort_by_hand(self):
+        """3x3 pixels, by two rows and columns of moves: shifted, slanted, stretched; black around."""
+        pixels = bytes([1, 2, 3,
+                        4, 5, 6,
+                        7, 8, 9])
+        for moves, expected in [
+                ([0] * 6, pixels),
+                ([1, 0, 0, 0, 0, 0], [2, 3, 0, 5, 6, 0, 8, 9, 0]),
+                ([-0.5, 0, 0, 0, 0, 0], [0.5, 1.5, 2.5, 2, 4.5, 5.5, 3.5, 7.5, 8.5]),
+                ([0, 0, 0, 2, 0, 0], [7, 8, 9, 0, 0, 0, 0, 0, 0]),
+                # Rows 0, 1, 2 begin at -1, 0, 1.
+                ([0, 1.5, 0, 0, 0, 0], [0, 1, 2, 4, 5, 6, 8, 9, 0]),
+                # Each bin has 5 / 3 pixels of the five from -1 to 4.
+                ([0, 0, 1, 0, 0, 0], [v / (5 / 3) for first, middle, last in ((1, 2, 3), (4, 5, 6),
+                                                                              (7, 8, 9))
+                                      for v in (first * 2 / 3, first / 3 + middle + last / 3,
+                                                last * 2 / 3)])]:
+            with self.subTest(moves):
+                self.assertNear(vlm.distort(pixels, moves), expected)
+        turned = vlm.distort([pixels[3 * x + y] for y in range(3) for x in range(3)],
+                             [0, 0, 0, 0.4, -0.7, 0.2])
+        self.assertNear(vlm.distort(pixels, [0.4, -0.7, 0.2, 0, 0, 0]),
+                        [turned[3 * x + y] for y in range(3) for x in range(3)])
+
     def test_prepare_by_hand(self):
         """3x3 to 2x2: each bin owns a pixel, two halves and a quarter, together 2.25."""
         pixels = bytes([1, 2, 3,
@@ -210,7 +234,7 @@ class Mouth(Case):
         """From 0.5, 0.3 and 0.2: only as many of the first as it takes to have top_p."""
         logits = [math.log(p) for p in (0.2, 0.5, 0.3)]
         for top_p, expected in (0.4, {1}), (0.6, {1, 2}), (0.79, {1, 2}), (0.9, {0, 1, 2}):
-            drawn = {vlm.sampler(tiny(temperature=1.0, top_p=top_p, seed=seed), [1.0])(logits)
+            drawn = {vlm.sampler(tiny(temperature=1.0, top_p=top_p, seed=seed), [1.0], 'name')(logits)
                      for seed in range(200)}
             self.assertEqual(drawn, expected)
 
@@ -219,7 +243,7 @@ class Mouth(Case):
         logits = [math.log(p) for p in (0.2, 0.5, 0.3)]
         for temperature, expected in (1.0, [0.2, 0.5, 0.3]), (1e-9, [0.0, 1.0, 0.0]), (
                 0.5, [0.04 / 0.38, 0.25 / 0.38, 0.09 / 0.38]), (1e9, [1 / 3] * 3):
-            choose = vlm.sampler(tiny(temperature=temperature), [1.0])
+            choose = vlm.sampler(tiny(temperature=temperature), [1.0], 'name')
             drawn = [choose(logits) for _ in range(4000)]
             for index, share in enumerate(expected):
                 self.assertAlmostEqual(drawn.count(index) / 4000, share, delta=0.04)
@@ -227,7 +251,7 @@ class Mouth(Case):
     def test_sampler_is_repeatable(self):
         """The same seed and image draw the same letters; another of either, others."""
         def drawn(seed, x):
-            choose = vlm.sampler(tiny(temperature=1.0, seed=seed), x)
+            choose = vlm.sampler(tiny(temperature=1.0, seed=seed), x, 'name')
             return [choose([0.0, 0.0, 0.0]) for _ in range(50)]
         self.assertEqual(drawn(1, [0.5]), drawn(1, [0.5]))
         self.assertNotEqual(drawn(1, [0.5]), drawn(2, [0.5]))
@@ -249,16 +273,16 @@ class Numbers(Case):
                          3 * 8 * 16 + 2 * 8 * 4 + 12 * 8 + 6 * 8 + 2 * 17 * 8 + 2 * 10 * 8 * 8)
 
     def test_matrices(self):
-        """Every number once and in order, and half_gram's after them in rows of 1, 2, 3 ..."""
+        """Every number once and in order, and G's after them."""
         settings = tiny(tokens=[1, 2, 2, 3], width=2)
         count = len(vlm.first_numbers(settings))
-        for numbers in list(range(count + 10)), list(map(Value, range(count + 10))):
+        for numbers in list(range(count + 16)), list(map(Value, range(count + 16))):
             weights = vlm.matrices(settings, numbers)
-            self.assertEqual([len(row) for row in weights['gram']], [1, 2, 3, 4])
+            self.assertEqual([len(row) for row in weights['gram']], [4] * 4)
             for name, shape in vlm.shapes(settings).items():
                 self.assertEqual({(len(weights[name]), len(row)) for row in weights[name]}, {shape})
             self.assertEqual([v for matrix in weights.values() for row in matrix
-                              for v in floats(row)], list(range(count + 10)))
+                              for v in floats(row)], list(range(count + 16)))
 
     def test_first_numbers(self):
         """They keep variance, but queries begin at a quarter; a layer adds nothing yet and no letter
@@ -396,8 +420,8 @@ class Image(Case):
     def check(self, function, formula, settings, x, on_floats=True, step=1e-6):
         """function(weights, x) on a Vector x against the slopes of formula(w, x)"""
         numbers = random_numbers(settings)
-        w, numbers = matrices(settings, numbers), numbers + vlm.half_gram(
-            vlm.matrices(settings, numbers), settings)
+        w, g = matrices(settings, numbers), vlm.gram(vlm.matrices(settings, numbers), settings)
+        numbers = numbers + g
         right = slopes(lambda x: formula(w, x), x, step)
         kinds = [vlm.matrices(settings, numbers)] * on_floats + [on_values(settings, numbers)]
         for weights in kinds:

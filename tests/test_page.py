@@ -8,7 +8,7 @@ from unittest import mock
 
 import vlm
 from tests.test_data import PROGRAM, TINY, digits, write
-from tests.tools import asked
+from tests.tools import asked, whole
 
 PAGE = PROGRAM.parent / 'data' / 'page.html'
 QUICK = '--steps 0 --width 4 --tokens 2'.split()
@@ -184,9 +184,7 @@ class Answers(Case):
         rng, count = random.Random(3), sum(map(math.prod, vlm.shapes(cls.settings).values()))
         numbers = [rng.gauss(0, 0.5) for _ in range(count)]
         vlm.save(file, cls.settings, numbers)
-        gram = vlm.half_gram(vlm.matrices(cls.settings, numbers), cls.settings)
-        cls.numbers, cls.argv = numbers + gram, ['--load', file]
-        cls.weights = vlm.matrices(cls.settings, cls.numbers)
+        cls.weights, cls.argv = whole(cls.settings, numbers), ['--load', file]
         return super().begin()
 
     def right(self, ink):
@@ -323,7 +321,7 @@ class Answers(Case):
                 else:
                     self.assertEqual(first, [1.0] * 64)
                 said = asked(self.weights, self.settings,
-                             vlm.draw(self.settings, self.numbers, f'<{name}>', x)[-1])
+                             vlm.draw(self.weights, self.settings, f'<{name}>', x)[-1])
                 self.assertEqual((got['read'], got['probability']),
                                  (said['name'], said['probability']))
 

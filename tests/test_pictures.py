@@ -13,14 +13,14 @@ SHIPPED = {size: DATA / f'weights-{size}.json' for size in (8, 14)}  # with the 
 MNIST = os.environ.get('VLM_MNIST') or DATA
 
 def loaded(path):
-    """A weights file -> settings, numbers followed by those of G"""
+    """A weights file -> the matrices, with G, and settings"""
     saved, numbers = vlm.load(path)
     settings = vlm.complete(saved)
-    return settings, numbers + vlm.half_gram(vlm.matrices(settings, numbers), settings)
+    return tools.whole(settings, numbers), settings
 
-def read(settings, numbers, x):
+def read(weights, settings, x):
     """The name that a model gives to an image x"""
-    return asked(vlm.matrices(settings, numbers), settings, x)['name']
+    return asked(weights, settings, x)['name']
 
 def enlarged(rows, times):
     """An image [n][n] -> a drawing [n * times * n * times] of squares"""
@@ -110,8 +110,7 @@ class Kept(Case):
     """What the eye can draw again."""
     def test_power_iteration(self):
         """Against the largest eigenvector of M, made in full and multiplied a thousand times."""
-        settings, numbers = loaded(SHIPPED[8])
-        weights = vlm.matrices(settings, numbers)
+        weights, settings = loaded(SHIPPED[8])
         for pixels, _ in vlm.read_digits(DATA, 'optdigits-test', 8)[:10]:
             x = vlm.prepare(settings, pixels)
             m = [[0.0] * len(x) for _ in x]
@@ -128,7 +127,7 @@ class Kept(Case):
                 v = [a / size for a in v]
             strength = math.sqrt(2 * tools.dot(v, tools.product(m, v)) * len(x))
             self.assertGreater(tools.dot(v, x), 0)
-            kept = vlm.kept(settings, weights, x)
+            kept = vlm.kept(weights, settings, x)
             off = [a / math.sqrt(tools.dot(kept, kept)) - b for a, b in zip(kept, v)]
             self.assertLess(tools.dot(off, off), 1e-3)
             self.assertGreater(strength, 0)
@@ -138,7 +137,7 @@ class Kept(Case):
         settings = tiny(tokens=[2], width=1)
         # (l.x)(r.x) (l r^T + r l^T) / 2 = 0.4375 diag(1, -2.25)
         weights = {'eye0.0': [[1.0, 1.5, 0, 0]], 'eye0.1': [[1.0, -1.5, 0, 0]]}
-        kept = vlm.kept(settings, weights, [1.0, 0.5, 0.0, 0.0])
+        kept = vlm.kept(weights, settings, [1.0, 0.5, 0.0, 0.0])
         self.assertGreater(kept[0], 10 * abs(kept[1]))
 
     def test_patches_and_degrees(self):
@@ -146,12 +145,12 @@ class Kept(Case):
         settings = tiny(size=4, patches=2, tokens=[2, 3])
         weights = vlm.matrices(settings, random_numbers(settings))
         x = gauss(16, 3)
-        whole = vlm.kept(settings, weights, x)
-        self.assertEqual(whole[4:8], vlm.kept(tiny(tokens=[2, 3]), weights, x[4:8]))
-        self.assertEqual(set(map(abs, vlm.kept(settings, weights, [0.0] * 16))), {0.0})
+        whole = vlm.kept(weights, settings, x)
+        self.assertEqual(whole[4:8], vlm.kept(weights, tiny(tokens=[2, 3]), x[4:8]))
+        self.assertEqual(set(map(abs, vlm.kept(weights, settings, [0.0] * 16))), {0.0})
         settings = tiny(tokens=[1, 3])
-        self.assertEqual(vlm.kept(settings, vlm.matrices(settings, random_numbers(settings)),
-                                  gauss(4, 1)), [])
+        self.assertEqual(vlm.kept(vlm.matrices(settings, random_numbers(settings)),
+                                  settings, gauss(4, 1)), [])
 
 class Gradient(tools.Case):
     """Down to the pixels."""
@@ -163,7 +162,7 @@ class Gradient(tools.Case):
             with self.subTest(changes):
                 settings = tiny(**changes)
                 numbers = random_numbers(settings)
-                numbers += vlm.half_gram(vlm.matrices(settings, numbers), settings)
+                numbers += vlm.gram(vlm.matrices(settings, numbers), settings)
                 weights = vlm.matrices(settings, list(map(vlm.Value, numbers)))
                 pixels = list(map(vlm.Value, gauss(settings.size ** 2, 4)))
                 vlm.joint_loss(weights, settings, pixels, '<cab>').backward()
@@ -178,27 +177,26 @@ class Drawings(Case):
     def test_draw(self):
         """From the start given, each image with pixels from 0 on, of mean square 1; the name gets
         more probable; the same again gives the same."""
-        settings, numbers = loaded(SHIPPED[8])
-        weights = vlm.matrices(settings, numbers)
+        weights, settings = loaded(SHIPPED[8])
         start = vlm.prepare(settings, vlm.read_digits(DATA, 'optdigits-test', 8)[4][0])
         for x in [1.0] * 64, start:
-            images = vlm.draw(settings, numbers, '<nine>', x)
+            images = vlm.draw(weights, settings, '<nine>', x)
             self.assertEqual((images[0], len(images)), (x, vlm.STEPS + 1))
             for image in images:
                 self.assertGreaterEqual(min(image), 0.0)
                 self.assertAlmostEqual(tools.dot(image, image) / 64, 1.0, delta=1e-4)
-            self.assertEqual(read(settings, numbers, images[-1]), 'nine')
-            self.assertEqual(images, vlm.draw(settings, numbers, '<nine>', x))
+            self.assertEqual(read(weights, settings, images[-1]), 'nine')
+            self.assertEqual(images, vlm.draw(weights, settings, '<nine>', x))
             self.assertGreater(asked(weights, settings, images[-1])['probability'], 0.5)
 
     def test_another_model_reads(self):
         """Of the ten drawings of one model, another of other size and tokens reads eight at least."""
-        (settings, numbers), (other, its_numbers) = loaded(SHIPPED[8]), loaded(SHIPPED[14])
+        (weights, settings), (others, its_settings) = loaded(SHIPPED[8]), loaded(SHIPPED[14])
         right = 0
         for name in vlm.ANSWERS['name']:
-            x = vlm.draw(settings, numbers, f'<{name}>', [1.0] * 64)[-1]
+            x = vlm.draw(weights, settings, f'<{name}>', [1.0] * 64)[-1]
             ink = enlarged(vlm.grid(settings, x, max(x)), 35)
-            right += read(other, its_numbers, vlm.prepare(other, vlm.centre(ink))) == name
+            right += read(others, its_settings, vlm.prepare(its_settings, vlm.centre(ink))) == name
         self.assertGreaterEqual(right, 8)
 
     def test_command(self):
@@ -245,8 +243,7 @@ class Centre(Case):
     @unittest.skipUnless(vlm.find(Path(MNIST), 't10k-images-idx3-ubyte'), 'there is no MNIST')
     def test_names_stay(self):
         """Real images, enlarged, shifted, thickened and made smaller, keep their names."""
-        settings, numbers = loaded(SHIPPED[8])
-        weights = vlm.matrices(settings, numbers)
+        weights, settings = loaded(SHIPPED[8])
         def name(pixels):
             return asked(weights, settings, vlm.prepare(settings, pixels))['name']
         def shifted(rows, dx, dy):
@@ -276,9 +273,9 @@ class Home(Case):
         elsewhere = self.folder / 'elsewhere'
         elsewhere.mkdir()
         self.patch(vlm, __file__=str(elsewhere / 'vlm.py'))
-        self.assertEqual(vlm.home(), self.folder / 'data')
+        self.assertEqual(vlm.data_folder(), self.folder / 'data')
         (elsewhere / 'data').mkdir()
-        self.assertEqual(vlm.home(), elsewhere / 'data')
+        self.assertEqual(vlm.data_folder(), elsewhere / 'data')
 
     def test_nothing_is_made(self):
         """Without a network, no data/ appears."""

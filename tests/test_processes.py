@@ -5,6 +5,7 @@ from unittest import mock
 
 import vlm
 from tests.test_cli import Runs
+from tests.tools import whole
 
 SETTINGS = vlm.complete(dict(size=4, tokens=[2, 3], width=4, heads=1, layers=2, batch=40, steps=3,
                              temperature=0.5))
@@ -70,8 +71,7 @@ class Processes(unittest.TestCase):
                                    map):
                 losses.append(error)
                 disturb()
-            gram = vlm.half_gram(vlm.matrices(settings, numbers), settings)
-            weights = vlm.matrices(settings, numbers + gram)
+            weights = whole(settings, numbers)
             spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
                          [pixels for pixels, _ in DIGITS])
             workers = list(map(functools.partial(where, None), range(10)))

@@ -33,10 +33,10 @@ class Table(unittest.TestCase):
 
     def test_tokens(self):
         """One character each, that of names BOS; none is EOS, a letter, or another question's."""
-        self.assertEqual(vlm.TOKENS['name'], vlm.BOS)
+        self.assertEqual(vlm.PROMPTS['name'], vlm.BOS)
         letters = set(''.join(itertools.chain(*vlm.ANSWERS.values())))
-        self.assertEqual(len({vlm.EOS, *vlm.TOKENS.values()} - letters), 6)
-        self.assertEqual({len(token) for token in vlm.TOKENS.values()}, {1})
+        self.assertEqual(len({vlm.EOS, *vlm.PROMPTS.values()} - letters), 6)
+        self.assertEqual({len(token) for token in vlm.PROMPTS.values()}, {1})
 
     def test_vocabulary(self):
         """It has what the learned questions need, and nothing else."""
@@ -82,7 +82,7 @@ class Learning(tools.Case):
         rounds = list(itertools.islice(vlm.examples(settings, given), 440))
         counts, texts = Counter(), ({}, {})
         for i, (image, text) in enumerate(rounds):
-            question = {token: question for question, token in vlm.TOKENS.items()}[text[0]]
+            question = {token: question for question, token in vlm.PROMPTS.items()}[text[0]]
             whole = text[0] + vlm.ANSWERS[question][image % 10] + '>'
             self.assertIn(text, (whole, whole[:3]))
             counts[question, text == whole] += 1
@@ -97,9 +97,8 @@ class Answering(unittest.TestCase):
     """What comes with the project has learned all five."""
     @classmethod
     def setUpClass(cls):
-        cls.settings, cls.numbers = loaded(WEIGHTS)
-        cls.weights = vlm.matrices(cls.settings, cls.numbers)
-        cls.x = vlm.draw(cls.settings, cls.numbers, 'Dsieben>')[-1]
+        cls.weights, cls.settings = loaded(WEIGHTS)
+        cls.x = vlm.draw(cls.weights, cls.settings, 'Dsieben>')[-1]
 
     def test_same_image(self):
         """Another question about the same image gets another answer, and the right one."""
@@ -227,9 +226,9 @@ class Page(test_page.Case):
     def test_read(self):
         """?ask= chooses; without it, the first question; each answer says which there are."""
         ink = test_page.scribble(3)
-        settings, numbers = loaded(WEIGHTS)
+        weights, settings = loaded(WEIGHTS)
         x = vlm.prepare(settings, vlm.centre(ink))
-        expected, _ = vlm.answer(vlm.matrices(settings, numbers), settings, x)
+        expected, _ = vlm.answer(weights, settings, x)
         for query, question in [('', 'name'), ('?', 'name'), ('?ask=', 'name'), ('?x=parity', 'name'),
                                 *((f'?ask={question}', question) for question in expected),
                                 ('?ask=name&ask=french', 'french'), ('?ask=fr%65nch', 'french')]:
