@@ -20,7 +20,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through attention, into the eye, and teaches it what to ask.
 
-If you know Python and school calculus, you can read the algorithm in about three hours, and then
+If you know Python and school calculus, you can read the algorithm in three to four hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
@@ -81,7 +81,7 @@ class Value:
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
         # Going back, we meet a Value only after all its users: its grad is then complete, without
-        # any sorting. A leaf's grad starts at 0 and adds up, over all uses and images.
+        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward().
         self.grad = 1.0  # the derivative of self by itself
         for node in reversed(Value.tape):
             grad = node.grad
@@ -100,7 +100,7 @@ class Value:
 # the Values of a with the numbers of b, one the reverse.
 
 class Vector(list):
-    """A list of Values, with their numbers as floats in `data`: dot() works on those."""
+    """A list of Values and, in `data`, their numbers, for dot(). collect() makes it."""
     __slots__ = 'data',
 
 def collect(numbers):
@@ -137,7 +137,7 @@ def rmsnorm(a):
     return collect([v * scale for v in a])
 
 def split(a, n):
-    """a [m * n] -> [m][n], its pieces"""
+    """a [m * n] -> [m][n], its pieces; any list will do"""
     return [collect(a[i:i + n]) for i in range(0, len(a), n)]
 
 def softmax(scores, scale=1.0):
@@ -149,7 +149,7 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # Quotient rule, for p_i = e_i / T: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
+    # Quotient rule (e: exps, T: total): dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
     # = scale p_i ((i == j) - p_j), where i == j counts as 1 or 0.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
@@ -159,17 +159,17 @@ def softmax(scores, scale=1.0):
 # latents. A latent answers a question about the image x. Degree 1 is l.x, the dot product of x and
 # a row of weights l, a pattern: how much of it is there? Degree 2 is (l.x)(r.x): large only if both
 # are there (or both negative). Degree 3 multiplies three, with the contrast (x less its mean,
-# rescaled) for x: that learns faster. Degree 4, if used, is (l.f1)(r.f2), of the rescaled halves of
-# f, the list of all latents of degree 2. settings.tokens: each token's degree (2, 3, 3). An image
-# may be cut into patches (1 per side). weights['eye0.1']: the r of token 0.
+# rescaled) for x: that learns faster. Degree 4 (off by default) is (l.f1)(r.f2); f1, f2: rescaled
+# halves of f, all latents of degree 2. settings.tokens: each token's degree (2, 3, 3). An image may
+# be cut into patches (1 per side). weights['eye0.1']: token 0's rows r.
 
 def see(weights, settings, x):
-    """image x [size * size], patch by patch -> vision tokens [patches^2][tokens][width]"""
+    """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
     return [look(weights, settings, patch) for patch in split(x, len(x) // settings.patches ** 2)]
 
 def look(weights, settings, patch):
     """a patch [n] -> its vision tokens [tokens][width]"""
-    mean, tokens = sum(patch) / len(patch), []
+    tokens, mean = [], sum(patch) / len(patch)
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
         inputs = [contrast if degree == 3 else patch] * degree
@@ -183,20 +183,20 @@ def look(weights, settings, patch):
     return tokens
 
 def code(settings, tokens):
-    """vision tokens of a patch [tokens][width] -> f [k], all its latents of degree 2"""
+    """a patch's tokens [tokens][width] -> f [k], all latents of degree 2 (by default, token 0)"""
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# Does the eye keep what it saw? An autoencoder must draw it again. As degree 2 sees products of two
-# pixels, it draws all of these (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the table
-# with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and adds
-# up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So
+# A second teacher asks the eye to draw again what it saw (an autoencoder). As degree 2 is products
+# of two pixels, it draws all of these (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the
+# table with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and
+# adds up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
-#     A = sum_j f_j l_j r_j^T, the drawing: that much of each; learning must bring it near B
+#     A = sum_j f_j (l_j r_j^T), the drawing: that much of each; learning must bring it near B
 #     ||A - B||^2 = A.A - 2 A.B + B.B, what is missing, for which we need neither A nor B:
 #     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# G is made of weights alone, once per step, and joins them. batch_gradient() hands dloss/dG on.
+# G needs no image: made once per step, it comes as weights['gram']. See batch_gradient().
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -222,16 +222,16 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
-# from rmsnorm(h), and add it to h (a residual connection). The last h gives scores for the next
-# letter. The first half of a layer, attention, fetches what earlier tokens know. From h, matrices
-# make a query (what I look for), a key (what I offer) and a value (what I hand over; not the
-# class). The query's dot product with each key so far (causal attention) says how well they match;
-# softmax makes shares of it, like 0.7, 0.2, 0.1; fetched is the sum of share times value.
-# Tensor-product attention cuts query and key in pieces (2, of 8 numbers), dots piece with piece and
-# multiplies: large only if all fit (or two oppose). Heads (1) do this side by side, each with its
-# part of all three; `output` joins what they fetch. A cache (KV cache) keeps keys and values.
+# from rmsnorm(h), and add it to h (a residual connection). After the last, h gives scores for the
+# next letter. The first half of a layer, attention, fetches what earlier tokens know. From h,
+# matrices make a query (what I look for), a key (what I offer) and a value (what I hand over; not
+# the class). Then '<', say, dots its query with the keys so far (causal attention): of 3 vision
+# tokens, and its own. Softmax makes shares of the four, like .5 .3 .1 .1; fetched is the sum of
+# share times value. Tensor-product attention cuts query and key in pieces (2, of 8 numbers), dots
+# piece with piece and multiplies: large only if all fit (or two are negative). Heads (1) split all
+# three, and do so side by side; `output` joins what they fetch. A (KV) cache keeps keys and values.
 # The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
-# to 0 (or two matrices could do no more than one), `down` makes an h again.
+# to 0 (else `down` after `up` would be like one matrix), `down` makes an h again.
 
 def attention(settings, query, keys):
     """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
@@ -240,7 +240,7 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A sum of n random products is about sqrt(n) in size: divide by that, for each piece.
+        # n products of size 1, with random signs, sum to about sqrt(n): divide by it, per piece.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
@@ -251,13 +251,13 @@ def fetch(shares, values):
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
-    """reads a token's h [width] into the cache [layers] -> logits (scores) of the next letter"""
+    """a token's h [width]; cache: keys, values, shares per layer -> logits (scores) of letters"""
     n = settings.width // settings.heads // settings.pieces
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
         keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # a vision token's last h is not needed
+        if predict or layer < settings.layers - 1:  # else nobody reads more than these two
             query = split(linear(weights[f'mouth{layer}.query'], normed), n)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -297,7 +297,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers: most dot products begin near 1 in size; what begins at 0 learns first"""
+    """-> random numbers: dot products begin near 1. A 0 learns, too: d(w.x)/dw = x is not 0"""
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -306,7 +306,7 @@ def first_numbers(settings):
     return numbers
 
 def matrices(settings, numbers):
-    """the numbers, floats or Values, perhaps followed by those of G -> {name: matrix}"""
+    """floats or Values, perhaps with those of G behind (else 'gram' is empty) -> {name: matrix}"""
     numbers, k = iter(numbers), settings.tokens.count(2) * settings.width
     every = {**shapes(settings), 'gram': (k, k)}
     return {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
@@ -330,7 +330,7 @@ def cross_entropy(logits, target):
 
 def naming_loss(weights, settings, vision, text):
     """vision tokens of an image, a text such as '<seven>' -> the loss of its letters"""
-    cache, losses = prefill(weights, settings, vision), []
+    losses, cache = [], prefill(weights, settings, vision)
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
         losses.append(cross_entropy(logits, settings.vocabulary.index(following)))
@@ -342,8 +342,8 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-PORTION = 16  # examples of a minibatch (32) that are worked on together, by one process
-LEAVES = []   # making them takes time, so each step uses the same
+PORTION = 16  # examples of a minibatch (32) that are worked on together
+LEAVES = []   # the weights as Values: making them takes time, so each step uses the same
 
 def leaves_of(numbers):
     """floats [n] -> leaves [n], with grad 0"""
@@ -364,20 +364,20 @@ def gradient(settings, loss_of, numbers, portion):
 
 def batch_gradient(settings, loss_of, numbers, batch, share_out):
     """a minibatch -> its mean loss, the gradient [numbers]; share_out is, or works like, map()"""
-    g = gram(matrices(settings, numbers), settings) if settings.reconstruction else []
+    g = gram(matrices(settings, numbers), settings)
     work = partial(gradient, settings, loss_of, numbers + g)
     losses, grads = zip(*share_out(work, split(batch, PORTION)))
     total = [sum(column) for column in zip(*grads)]
     if g:
-        # gradient() took G for a leaf: total ends with c = dloss/dG. But weights w make G:
-        # dloss/dw grows by sum_j c_j dG_j/dw (chain rule), which is d(c.G)/dw if c is a constant.
+        # gradient() took G for leaves, as tapes end with each image: total ends in c = dloss/dG.
+        # Weights w made G: dloss/dw grows by sum_j c_j dG_j/dw, that is, d(c.G)/dw with c constant.
         leaves = leaves_of(numbers)
         dot(gram(matrices(settings, leaves), settings), total[len(numbers):]).backward()
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops c
     return sum(losses), total
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
-# by rate * first / sqrt(second): about the rate, less if signs vary. Decay shrinks all (AdamW).
+# by rate * mean / sqrt(square): about the rate, less if signs vary. Decay keeps all small (AdamW).
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
@@ -387,7 +387,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means start at 0: makes up for it
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # how much of a mean is filled by now
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
@@ -398,7 +398,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """cache, of prefill(... see(...)) -> (letter, its probability) ... to EOS (greedy decoding)"""
+    """cache: prefill(... see(...)) -> (letter, its probability) ... to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
