@@ -430,6 +430,7 @@ german  D  null eins zwei drei vier fünf sechs sieben acht neun
 PROMPTS, ANSWERS = {}, {}
 for row in QUESTIONS.strip().splitlines():
     name, prompt, *answers = row.split()
+    assert len(prompt) == 1 and prompt not in PROMPTS.values() and len(answers) == 10, row
     PROMPTS[name], ANSWERS[name] = prompt, answers
 
 def question_of(settings, answer):
@@ -450,7 +451,8 @@ def sampler(settings, x, question):
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
         likely = [i for i, total in zip(order, before) if total < settings.top_p]
-        return rng.choices(likely, [probs[i] for i in likely])[0]
+        # A NaN, of huge weights, stands alone: choices() would refuse it.
+        return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
     return choose
 
 def eye_loss(weights, settings, x, text):
@@ -532,55 +534,7 @@ def follow(pipe, first_end):
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
 
-# ---- Files: weights; MNIST, or the digits bundled in data/ ---------------------------------------
-
-def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1."""
-    if not good:
-        sys.exit(f'vlm.py: {complaint}')
-
-def write_file(path, content):
-    """Write bytes under a temporary name, then rename; b'' only checks that one can."""
-    path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
-    check(path.is_file() or not path.exists(), f'{path} is not a regular file')
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(content)
-        if content:
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-def save(path, settings, numbers):
-    """Write the numbers, and the settings that shape matrices of them, to a JSON file."""
-    check(all(map(math.isfinite, numbers)), 'weights that are not finite are not saved')
-    shaping = {name: vars(settings)[name] for name in SHAPING}
-    write_file(path, json.dumps({'settings': shaping, 'numbers': numbers}).encode())
-
-def load(path):
-    """-> the settings in a file by save(), its numbers"""
-    path = Path(path) if Path(path).exists() else data_folder().parent / path  # such as data/...
-    content, good = path.read_bytes(), False
-    with suppress(Exception):  # a file that is not ours can be wrong in many ways
-        file = json.loads(content)
-        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older: names
-        settings = complete(saved)
-        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)
-                and settings.layers < len(numbers)  # or shapes() could take for ever
-                and len(numbers) == sum(map(math.prod, shapes(settings).values()))
-                and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
-    check(good, f'{path} is damaged, or not a weights file of vlm.py')
-    return saved, list(map(float, numbers))
-
-MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
-           'https://ossci-datasets.s3.amazonaws.com/mnist/']
-TIMEOUT = 5  # seconds without an answer, until the next mirror is tried
-MNIST = {    # the files, with the SHA-256 of their decompressed content
-    'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
-    'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
-    't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
-    't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'}
+# ---- Images: from raw pixels to examples ---------------------------------------------------------
 
 def shrink(line, size, start=0.0, length=None):
     """pixels of a row, from start on, so many -> the means of `size` equal parts of them [size]"""
@@ -603,10 +557,10 @@ def downscale(settings, pixels):
             for top in corners for left in corners for y in part for x in part]
 
 def distort(pixels, moves):
-    """pixels [side * side] -> the same, shifted, slanted and stretched by so many pixels [6]"""
+    """pixels [side * side] -> shifted, slanted and stretched by so many; moves [6]: see below"""
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
-    for shift, slant, stretch in split(moves, 3):  # along rows, then along columns
+    for shift, slant, stretch in split(moves, 3):  # three along the rows, three along the columns
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         lines = [shrink([*pad, *line, *pad], side, first + slant * ((2 * i + 1) / side - 1),
@@ -631,22 +585,75 @@ def examples(settings, digits):
             question = settings.questions[i // 2 % len(settings.questions)]  # two of each
             text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             if settings.distort:
-                far = settings.distort
-                pixels = distort(pixels, [rng.uniform(-far, far) for _ in range(6)])
+                moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
+                pixels = distort(pixels, moves)
             # Half of the texts end after two letters: the rest is easier, and needs less.
             yield pixels, text[:3] if i % 2 else text
+
+# ---- Files: weights ------------------------------------------------------------------------------
+
+def check(good, complaint):
+    """Go on if all is good, else end with one line and status 1."""
+    if not good:
+        sys.exit(f'vlm.py: {complaint}')
+
+def write_file(path, content):
+    """Write bytes under a temporary name, then rename; b'' only checks that one can."""
+    path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
+    check(path.is_file() or not path.exists(), f'{path} is not a regular file')
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(content)
+        if content:
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 def data_folder():
     """-> the folder data/ beside this file; where there is none, that in the current folder"""
     beside = Path(__file__).resolve().parent / 'data'
     return beside if beside.is_dir() else Path('data').absolute()
 
+def save(path, settings, numbers):
+    """Write the numbers, and the settings that shape matrices of them, to a JSON file."""
+    check(all(map(math.isfinite, numbers)), 'weights that are not finite are not saved')
+    shaping = {name: vars(settings)[name] for name in SHAPING}
+    write_file(path, json.dumps({'settings': shaping, 'numbers': numbers}).encode())
+
+def load(path):
+    """-> the settings in a file by save(), its numbers"""
+    path = Path(path) if Path(path).exists() else data_folder().parent / path  # such as data/...
+    content, good = path.read_bytes(), False
+    with suppress(Exception):  # a file that is not ours can be wrong in many ways
+        file = json.loads(content)
+        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older: names
+        settings = complete(saved)
+        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
+                and not mistakes(settings)
+                and settings.layers < len(numbers)  # or shapes() could take for ever
+                and len(numbers) == sum(map(math.prod, shapes(settings).values()))
+                and {int, float} >= set(map(type, numbers))
+                and all(map(math.isfinite, numbers)))
+    check(good, f'{path} is damaged, or not a weights file of vlm.py')
+    return saved, list(map(float, numbers))
+
+# ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
+
+MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
+           'https://ossci-datasets.s3.amazonaws.com/mnist/']
+TIMEOUT = 5  # seconds without an answer, until the next mirror is tried
+MNIST = {    # the files, with the SHA-256 of their decompressed content
+    'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'}
+
 def find(folder, name):
     """-> the path of an IDX file, raw or else gzipped; None where there is neither"""
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay as they are, to be refused"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
