@@ -748,7 +748,7 @@ def show(settings, captioned):
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
 # of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
 # for what the eye can draw again is like what it has seen: another model then reads 17 of 20
-# drawings, not 11 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
+# drawings, not 10 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
@@ -962,7 +962,7 @@ lr              learning  0.014     1e-9  learning rate; it falls linearly to ze
 batch           learning  32        1     images in a minibatch
 decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
 reconstruction  learning  0.5       0.0   factor of the rebuilding loss
-distort         learning  0.0       0.0   up to 3: pixels by which images are changed at random
+distort         learning  0.0       0.0   data augmentation: up to 3 pixels of shift, slant, stretch
 known           learning  0.85      0.0   a letter of higher probability teaches nothing
 tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
 patches         model     1         1     patches per side of the image; 1 is the whole

@@ -20,8 +20,8 @@ ACCURACY = re.compile(r'test accuracy(?: of (\w+))?: .* = ([\d.]+)%')
 FIVE = '--questions name,next,parity,french,german'
 DEGREE2 = '--tokens 2,2,2,2'
 REBUILDING = '0', '0.03', '0.15'  # beside the default
-LONG = ('--size 14 --tokens 2,2,2,2,4,4,4,4 --batch 64 --steps 9400 --lr 0.007 --known 0.98 '
-        '--decay 0.05 --reconstruction 0.05')
+LONG = ('--size 14 --tokens 2,2,2,2,4,4,4,4 --batch 64 --steps 22000 --lr 0.007 --known 0.98 '
+        '--decay 0.05 --reconstruction 0.05 --distort 1.4')
 
 # Title -> rows: what it is, how many seeds, the options; perhaps those of a further run, which goes
 # on with the weights of the first.
