@@ -557,10 +557,10 @@ def downscale(settings, pixels):
             for top in corners for left in corners for y in part for x in part]
 
 def distort(pixels, moves):
-    """pixels [side * side] -> shifted, slanted and stretched by so many; moves [6]: see below"""
+    """pixels [side * side], moves of rows [3] and of columns [3], in pixels -> [side * side]"""
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
-    for shift, slant, stretch in split(moves, 3):  # three along the rows, three along the columns
+    for shift, slant, stretch in split(moves, 3):
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         lines = [shrink([*pad, *line, *pad], side, first + slant * ((2 * i + 1) / side - 1),
@@ -1149,7 +1149,7 @@ def main(argv=None):
         train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    weights = matrices(settings, numbers)
+    weights = matrices(settings, numbers)  # still without G, which rebuilding_loss() needs
     weights = matrices(settings, numbers + gram(weights, settings))
     if settings.test:
         report(weights, settings, test[:settings.test])

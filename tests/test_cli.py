@@ -44,7 +44,8 @@ class Options(Runs):
             |--reconstruction -0.1|--reconstruction nan|--seed -1|--seed x|--seed 1e3
             |--width 0|--width -4|--width 5|--heads 0|--heads 3|--heads 4|--width 7|--heads 8
             |--heads 4 --width 4 --pieces 2|--width 1 --heads 1|--layers 0|--mlp 0|--mlp 1.5
-            |--distort -1|--distort 3.1|--distort x|--decay -1|--decay inf|--known -0.1|--known nan|--known x|--known
+            |--distort -1|--distort 3.1|--distort x|--decay -1|--decay inf
+            |--known -0.1|--known nan|--known x|--known
             |--patches 0|--patches 3|--size 14 --patches 4|--stage|--stage x|--stage eye,joint
             |--stage eye:9|--stage Joint|--stage eye --tokens 3|--stage eye --reconstruction 0
             |--temperature -1|--temperature nan|--top-p 0|--top-p nan
@@ -71,7 +72,8 @@ class Options(Runs):
             |--stage frozen-eye|--stage frozen-mouth|--stage mouth --tokens 3 --reconstruction 0
             |--stage eye --patches 2 --jobs 0|--temperature 1|--temperature 0.5 --top-p 0.9
             |--temperature 1e9|--temperature 1e-9 --top-p 1e-9|--tokens 2,2,4,4 --mlp 3
-            |--reconstruction 0|--distort 1.5|--distort 3 --jobs 2|--steps 0|--batch 30|--known 0|--known 1|--known 0.5|--decay 0
+            |--reconstruction 0|--distort 1.5|--distort 3 --jobs 2
+            |--steps 0|--batch 30|--known 0|--known 1|--known 0.5|--decay 0
             |--lr 1e-9|--lr 1e9 --steps 3|--seed 0|--test 1|--heads 1
             |--jobs 3 --batch 9'''.split('|'):
             with self.subTest(argv.strip()):
