@@ -15,10 +15,10 @@ encoder, or visual tokenizer) makes them of the image. The others are letters (t
 example to learn from is a pair: an image, as a list with a number for each pixel, and a text, in
 which '<' is BOS, its begin, and '>' is EOS, its end:
 
-    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 0: black; scaled: their mean square is 1
+    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 0 is black; mean of their squares: 1
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
-error flows back, through attention, into the eye, and teaches it what to ask.
+error flows back, through the mouth, into the eye, and teaches it what matters.
 
 If you know Python and school calculus, you can read the algorithm in three to four hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
@@ -32,8 +32,8 @@ BOS, EOS = '<', '>'
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
-# A model learns by small changes to its numbers that make one number smaller, the loss: how wrong
-# it is. For each number it must know: if it grew a little, how much would the loss grow? That is
+# A model learns by small changes to its numbers, its weights, that lower one number, the loss: how
+# wrong it is. For each it must know: if it grew a little, how much would the loss grow? That is
 # the derivative of the loss by this number. To find it, each number remembers its parents, those it
 # was computed from, and its derivatives by them. From the loss we walk back, with the chain rule:
 # if b was computed from a, dloss/da = dloss/db * db/da. If a has several uses, these add up.
@@ -132,7 +132,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])  # not 0.0: collect() wants Values
 
 def rmsnorm(a):
-    """a [n] -> [n], divided by its root mean square: sizes stay alike (Zhang and Sennrich 2019)"""
+    """a [n] -> [n], divided by its root mean square, to make that 1 (Zhang and Sennrich 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -143,7 +143,7 @@ def split(a, n):
 def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
     data = scores.data if type(scores) is Vector else scores
-    highest = max(data)  # subtracting it changes no probability, and keeps e^... from overflowing
+    highest = max(data)  # subtracted from all: their ratios stay, and e^... cannot overflow
     exps = [math.exp(scale * (score - highest)) for score in data]
     total = sum(exps)
     probs = [e / total for e in exps]
@@ -158,10 +158,10 @@ def softmax(scores, scale=1.0):
 # A vision token is a vector of settings.width numbers (16; numbers in brackets are defaults), its
 # latents. A latent answers a question about the image x. Degree 1 is l.x, the dot product of x and
 # a row of weights l, a pattern: how much of it is there? Degree 2 is (l.x)(r.x): large only if both
-# are there (or both negative). Degree 3 multiplies three, with the contrast (x less its mean,
-# rescaled) for x: that learns faster. Degree 4 (off by default) is (l.f1)(r.f2); f1, f2: rescaled
-# halves of f, all latents of degree 2. settings.tokens: each token's degree (2, 3, 3). An image may
-# be cut into patches (1 per side). weights['eye0.1']: token 0's rows r.
+# are there (or both negative). Degree 3 multiplies three, and x is the contrast: x less its mean,
+# rescaled (learns faster). Each token has one degree: settings.tokens (2, 3, 3). Token 0's rows l
+# are weights['eye0.0'], its r 'eye0.1'. Degree 4 (off) is like 2, with the two halves of f, all
+# latents of degree 2, rescaled, for x. An image may be cut into patches (1 per side).
 
 def see(weights, settings, x):
     """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
@@ -183,18 +183,18 @@ def look(weights, settings, patch):
     return tokens
 
 def code(settings, tokens):
-    """a patch's tokens [tokens][width] -> f [k], all latents of degree 2 (by default, token 0)"""
+    """a patch's tokens [tokens][width] -> its code f [k]: all latents of degree 2 (token 0)"""
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# A second teacher asks the eye to draw again what it saw (an autoencoder). As degree 2 is products
-# of two pixels, it draws all of these (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the
+# A second teacher asks the eye to draw again what it saw (an autoencoder): not x, but all x_p x_q,
+# of which (l.x)(r.x) is a sum (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the
 # table with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and
 # adds up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
 #     A = sum_j f_j (l_j r_j^T), the drawing: that much of each; learning must bring it near B
-#     ||A - B||^2 = A.A - 2 A.B + B.B, what is missing, for which we need neither A nor B:
-#     A.A = sum_ij f_i f_j G_ij, with G_ij = (l_i.l_j)(r_i.r_j), the gram matrix
+#     (A - B).(A - B) = A.A - 2 A.B + B.B, what is missing; we need not make A or B:
+#     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # G needs no image: made once per step, it comes as weights['gram']. See batch_gradient().
 
@@ -224,28 +224,28 @@ def rebuilding_loss(weights, settings, vision, x):
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
 # from rmsnorm(h), and add it to h (a residual connection). After the last, h gives scores for the
 # next letter. The first half of a layer, attention, fetches what earlier tokens know. From h,
-# matrices make a query (what I look for), a key (what I offer) and a value (what I hand over; not
+# linear() makes a query (what I look for), a key (what I offer) and a value (what I hand over; not
 # the class). Then '<', say, dots its query with the keys so far (causal attention): of 3 vision
 # tokens, and its own. Softmax makes shares of the four, like .5 .3 .1 .1; fetched is the sum of
-# share times value. Tensor-product attention cuts query and key in pieces (2, of 8 numbers), dots
-# piece with piece and multiplies: large only if all fit (or two are negative). Heads (1) split all
-# three, and do so side by side; `output` joins what they fetch. A (KV) cache keeps keys and values.
+# share times value. Tensor-product attention cuts query and key in 2 pieces of 8: the score is then
+# (q1.k1)(q2.k2), large only if both fit (or both are negative). Of several heads (1), each does all
+# this on its own part of the three; `output` joins what they fetch. A (KV) cache has keys, values.
 # The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
-# to 0 (else `down` after `up` would be like one matrix), `down` makes an h again.
+# to 0 (else `down` after `up` would be like one matrix), `down` makes what is added to h.
 
 def attention(settings, query, keys):
-    """query [heads * pieces][n], keys [time][heads * pieces][n] -> shares [heads][time]"""
+    """query [heads * pieces][n], as many keys for each token so far -> shares [heads][so far]"""
     shares = []
     for first in range(0, len(query), settings.pieces):  # the first piece of each head
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # n products of size 1, with random signs, sum to about sqrt(n): divide by it, per piece.
+        # A dot of n products of random sign is about sqrt(n) in size: each is divided by that.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
 def fetch(shares, values):
-    """shares [heads][time], values [time][width] -> [width], sums over time of share * value"""
+    """shares [heads][so far], values [so far][width] -> [width], the sums of share * value"""
     head_width = len(values[0]) // len(shares)  # number i of a value is for head i // head_width
     columns = [collect(column) for column in zip(*values)]  # number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
@@ -257,7 +257,7 @@ def transformer(weights, settings, h, cache, predict=True):
         normed = rmsnorm(h)
         keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else nobody reads more than these two
+        if predict or layer < settings.layers - 1:  # else only its key and value are used
             query = split(linear(weights[f'mouth{layer}.query'], normed), n)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -267,7 +267,7 @@ def transformer(weights, settings, h, cache, predict=True):
 
 def prefill(weights, settings, vision):
     """vision tokens [patches^2][tokens][width] -> the cache, once the mouth has read them"""
-    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values; shares, to look at
+    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values, shares (only for show)
     for token, position in zip(chain(*vision), weights['mouth.vision_position']):
         transformer(weights, settings, add(token, position), cache, predict=False)
     return cache
@@ -297,7 +297,7 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers: dot products begin near 1. A 0 learns, too: d(w.x)/dw = x is not 0"""
+    """-> random numbers: dot products of a size of about 1. A 0 learns, too: d(w.x)/dw is x"""
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -306,7 +306,7 @@ def first_numbers(settings):
     return numbers
 
 def matrices(settings, numbers):
-    """floats or Values, perhaps with those of G behind (else 'gram' is empty) -> {name: matrix}"""
+    """weights (floats or Values), then perhaps G (else 'gram' is empty) -> {name: matrix}"""
     numbers, k = iter(numbers), settings.tokens.count(2) * settings.width
     every = {**shapes(settings), 'gram': (k, k)}
     return {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
@@ -329,7 +329,7 @@ def cross_entropy(logits, target):
     return Value(loss, (logits, [p - (j == target) for j, p in enumerate(probs)]))
 
 def naming_loss(weights, settings, vision, text):
-    """vision tokens of an image, a text such as '<seven>' -> the loss of its letters"""
+    """vision tokens, a text such as '<seven>' -> the loss of its letters; e^-loss is p"""
     losses, cache = [], prefill(weights, settings, vision)
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
@@ -342,7 +342,7 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-PORTION = 16  # examples of a minibatch (32) that are worked on together
+PORTION = 16  # a step learns from a minibatch of examples (32), in portions
 LEAVES = []   # the weights as Values: making them takes time, so each step uses the same
 
 def leaves_of(numbers):
@@ -353,7 +353,7 @@ def leaves_of(numbers):
     return LEAVES[:len(numbers)]
 
 def gradient(settings, loss_of, numbers, portion):
-    """numbers of weights and G, examples -> what they add to the loss and the gradient [numbers]"""
+    """weights and G in one list; examples -> their part of the loss, and of the gradient"""
     leaves = leaves_of(numbers)
     weights, total = matrices(settings, leaves), 0.0
     for x, text in portion:
@@ -369,8 +369,8 @@ def batch_gradient(settings, loss_of, numbers, batch, share_out):
     losses, grads = zip(*share_out(work, split(batch, PORTION)))
     total = [sum(column) for column in zip(*grads)]
     if g:
-        # gradient() took G for leaves, as tapes end with each image: total ends in c = dloss/dG.
-        # Weights w made G: dloss/dw grows by sum_j c_j dG_j/dw, that is, d(c.G)/dw with c constant.
+        # gradient() treated G like weights: total ends in c = dloss/dG. But G was made from the
+        # weights w: by the chain rule, dloss/dw also has sum_j c_j dG_j/dw, the gradient of c.G.
         leaves = leaves_of(numbers)
         dot(gram(matrices(settings, leaves), settings), total[len(numbers):]).backward()
         total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops c
@@ -387,7 +387,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # how much of a mean is filled by now
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means begin at 0: too small by this
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
@@ -398,7 +398,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """cache: prefill(... see(...)) -> (letter, its probability) ... to EOS (greedy decoding)"""
+    """prefill()'s cache -> pairs (letter, its probability), to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -443,15 +443,15 @@ def question_of(settings, answer):
 #     python vlm.py --stage joint --load FILE
 
 def sampler(settings, x, question):
-    """what is asked of image x -> a function for speak(): logits [n] -> index of a random letter"""
-    rng = random.Random(repr((settings.seed, x, question)))  # the same in whichever process
+    """-> choose() for speak(), the same for the same image and question in whichever process"""
+    rng = random.Random(repr((settings.seed, x, question)))
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
         likely = [i for i, total in zip(order, before) if total < settings.top_p]
-        # A NaN, of huge weights, stands alone: choices() would refuse it.
+        # Huge weights give NaN, and one likely index: choices() would refuse it.
         return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
     return choose
 
@@ -537,7 +537,7 @@ def follow(pipe, first_end):
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 
 def shrink(line, size, start=0.0, length=None):
-    """pixels of a row, from start on, so many -> the means of `size` equal parts of them [size]"""
+    """a row: of its `length` pixels from `start` on, the means of `size` equal parts [size]"""
     width = (length or len(line)) / size
     edges = [start + i * width for i in range(size + 1)]
     sums, line = [0, *accumulate(line)], [*line, 0]
@@ -557,14 +557,15 @@ def downscale(settings, pixels):
             for top in corners for left in corners for y in part for x in part]
 
 def distort(pixels, moves):
-    """pixels [side * side], moves of rows [3] and of columns [3], in pixels -> [side * side]"""
+    """pixels [side * side]; shift, slant, stretch of rows, then of columns -> [side * side]"""
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
-        lines = [shrink([*pad, *line, *pad], side, first + slant * ((2 * i + 1) / side - 1),
-                        side + 2 * stretch) for i, line in enumerate(lines)]
+        slants = [slant * ((2 * i + 1) / side - 1) for i in range(side)]  # from -slant to slant
+        lines = [shrink([*pad, *line, *pad], side, first + more, side + 2 * stretch)
+                 for line, more in zip(lines, slants)]
         lines = list(zip(*lines))  # rows become columns, and back again
     return list(chain(*lines))
 
@@ -573,7 +574,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """a function of image x, among others -> its result for raw pixels, in whichever process"""
+    """function(weights, settings, x, ...), and raw pixels for x -> its result"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
@@ -582,12 +583,12 @@ def examples(settings, digits):
     while True:
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
-            question = settings.questions[i // 2 % len(settings.questions)]  # two of each
+            question = settings.questions[i // 2 % len(settings.questions)]
             text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Half of the texts end after two letters: the rest is easier, and needs less.
+            # Of two with one question, one ends after two letters: the rest is easier.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -626,7 +627,7 @@ def load(path):
     content, good = path.read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
-        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older: names
+        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older files
         settings = complete(saved)
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)
@@ -660,6 +661,7 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
+    # Its header: 2049 and the dimensions of an item, their number, their shape.
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -755,7 +757,7 @@ DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot() wants it so
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot() takes floats as b
                for name, matrix in weights.items()}
     aims = {**vars(settings), 'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
     aims = argparse.Namespace(**aims)
@@ -785,7 +787,7 @@ def exhibit(weights, settings):
 # ---- A page to play with -------------------------------------------------------------------------
 
 def centre(ink):
-    """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in that of 28x28"""
+    """a drawing [n * n] -> cropped, scaled to 20x20, centred by its mass in 28x28"""
     lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
     for _ in 'rows', 'columns':
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
@@ -794,21 +796,21 @@ def centre(ink):
     for _ in 'columns', 'rows':
         lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
         masses = [sum(line) for line in zip(*lines)]
-        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # so many empty
+        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # empty ones
         lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
 def kept(weights, settings, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
-    # It draws A. Which image v has v v^T nearest to A? To multiply by A + A^T again and again turns
-    # any vector that way (power iteration; v is an eigenvector). Adding length * v keeps it from
-    # turning to one whose eigenvalue is negative.
+    # It draws A. Which image v has v v^T nearest to A? Linear algebra says: multiply any v by
+    # A + A^T, again and again, and it turns to that one (power iteration: v is an eigenvector).
+    # Adding length * v keeps it from turning to one for which -v v^T is nearest.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
-            # (A + A^T) v = sum_j f_j ((r_j.v) l_j + (l_j.v) r_j); here, + joins lists
+            # (A + A^T) v = sum of f_j (r_j.v) l_j and f_j (l_j.v) r_j, over j; + joins lists
             amounts = list(map(mul, f + f, linear(right + left, v)))
             product = linear(list(zip(*left, *right)), amounts)
             length = math.sqrt(dot(product, product) / len(v))
@@ -873,7 +875,7 @@ class Page(BaseHTTPRequestHandler):
         port = f':{self.server.server_port}'
         hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
-            # Any site can make a browser send requests here: Host and Origin tell.
+            # Any site can make a browser send requests here: Host and Origin show it.
             check(self.headers['Host'] in hosts, 'for this machine only')
             check(self.headers.get('Origin', f'http://{hosts[0]}')
                   in [f'http://{host}' for host in hosts], 'not for another site')
@@ -945,6 +947,7 @@ def serve(server, weights, settings):
 
 # ---- The command line, and what it runs ----------------------------------------------------------
 
+# name, group, default at size 8 / 14, least (null: any), what it is
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
@@ -973,7 +976,7 @@ pieces          model     2         1     of a query and a key; 1 is dot-product
 mlp             model     1         1     hidden units of a layer, per number of the width
 temperature     speaking  0.0       0.0   above 0: a random letter, not the likeliest
 top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
-"""  # name, group, default at size 8 / 14, least (null: any), what it is
+"""
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
 SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
 
@@ -981,7 +984,7 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0
     settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    # learned: the questions that the weights know, as saved. questions: those that are asked now.
+    # learned: questions that the weights know (saved). questions: those asked in this run.
     learned = given.get('learned', given.get('questions', ['name']))
     settings.update(learned=learned, questions=learned)
     texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
