@@ -152,7 +152,8 @@ class Reports(Runs):
         for number in '1', '3':  # of jobs, and what the order of a set may depend on
             env = {'PYTHONIOENCODING': 'ascii', 'PYTHONHASHSEED': number}
             process = self.popen(*argv, '--jobs', number, env=env)
-            outs.append(process.communicate(timeout=120)[0].decode('ascii'))
+            out = process.communicate(timeout=120)[0].decode('ascii')
+            outs.append(out.replace(os.linesep, '\n'))
         self.assertEqual(*outs)
         self.assertRegex(outs[0], 'generated: [a-z<]* [+x] ')
         outs += [self.accepted('accuracy', *self.tiny, *argv, '--seed', seed, encoding='ascii')

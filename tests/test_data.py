@@ -89,6 +89,7 @@ class Case(unittest.TestCase):
         code, out, err = run(*argv, **options)
         lines = [line for line in err.split('\n') if line and not line.startswith(NOTICES)]
         self.assertEqual((code, len(lines)), (status, 1), err)
+        words = words.replace('/', r'[/\\]+')  # Windows writes \, and \\ in a repr
         self.assertRegex(lines[0], f'^vlm.py: .*{words}')
         self.assertNotIn('test accuracy', out)
         self.assertEqual(self.contents(), before)

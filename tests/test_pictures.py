@@ -35,9 +35,9 @@ class Pictures(Case):
 
     def shown(self, captioned, encoding='utf-8', tty=True, **env):
         """What show() prints of images of 2x2 pixels"""
-        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        out = io.TextIOWrapper(io.BytesIO(), encoding, newline='')
         out.isatty = lambda: tty
-        env = {'NO_COLOR': '', 'TERM': 'xterm', **env}
+        env = {'NO_COLOR': '', 'TERM': 'xterm', 'WT_SESSION': '1', **env}  # the last: Windows
         with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
             vlm.show(tiny(), captioned)
             out.flush()
