@@ -78,18 +78,19 @@ class Value:
     def __truediv__(self, other): return self * other ** -1
     __radd__, __rmul__ = __add__, __mul__  # for 2 * a, where Python asks a
 
-    def backward(self):
-        """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
+    def backward(self, start=0):
+        """Add to v.grad, for every leaf v, the derivative of self by v; cut the tape at start."""
         # Going back, we meet a Value only after all its users: its grad is then complete, without
-        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward().
+        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward(); so
+        # does that of a Value before start: a later call hands it on.
         self.grad = 1.0  # the derivative of self by itself
-        for node in reversed(Value.tape):
+        for node in reversed(Value.tape[start:]):
             grad = node.grad
             if grad:  # else it has nothing to hand on
                 for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
-        Value.tape.clear()
+        del Value.tape[start:]
 
 # ---- Vectors: dot products and other tools -------------------------------------------------------
 # A vector is a list of numbers: of Values while learning, of floats while speaking, when we need no
@@ -159,9 +160,12 @@ def softmax(scores, scale=1.0):
 # latents. A latent answers a question about the image x. Degree 1 is l.x, the dot product of x and
 # a row of weights l, a pattern: how much of it is there? Degree 2 is (l.x)(r.x): large only if both
 # are there (or both negative). Degree 3 multiplies three, and x is the contrast: x less its mean,
-# rescaled (learns faster). Each token has one degree: settings.tokens (2, 3, 3). Token 0's rows l
-# are weights['eye0.0'], its r 'eye0.1'. Degree 4 (off) is like 2, with the two halves of f, all
-# latents of degree 2, rescaled, for x. An image may be cut into patches (1 per side).
+# rescaled (learns faster).
+#
+# Each token has one degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its
+# r 'eye0.1'. Two options are off by default: an image may be cut into patches (1 per side), each
+# with its tokens; and degree 4 asks whether two things that degree 2 finds are there together. It
+# is like degree 2, with the two halves of f, all latents of degree 2, rescaled, for x.
 
 def see(weights, settings, x):
     """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
@@ -196,7 +200,7 @@ def code(settings, tokens):
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, what is missing; we need not make A or B:
 #     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# G needs no image: made once per step, it comes as weights['gram']. See batch_gradient().
+# G needs no image: it is made once for many, as weights['gram'].
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -204,11 +208,11 @@ def patterns(weights, settings, factor):
             for row in weights[f'eye{number}.{factor}']]
 
 def gram(weights, settings):
-    """-> G [k * k], row after row"""
+    """-> G [k][k]"""
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
-    ij = [(i, j) for i in range(len(left)) for j in range(len(left))]
-    half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i, j in ij if i <= j}
-    return collect([half[min(i, j), max(i, j)] for i, j in ij])  # G_ij = G_ji
+    k = range(len(left))
+    half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i in k for j in k[i:]}
+    return [collect([half[min(i, j), max(i, j)] for j in k]) for i in k]  # G_ij = G_ji
 
 def rebuilding_loss(weights, settings, vision, x):
     """image x and its vision tokens -> the part of x x^T that they do not draw again"""
@@ -223,13 +227,19 @@ def rebuilding_loss(weights, settings, vision, x):
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
 # from rmsnorm(h), and add it to h (a residual connection). After the last, h gives scores for the
-# next letter. The first half of a layer, attention, fetches what earlier tokens know. From h,
-# linear() makes a query (what I look for), a key (what I offer) and a value (what I hand over; not
-# the class). Then '<', say, dots its query with the keys so far (causal attention): of 3 vision
-# tokens, and its own. Softmax makes shares of the four, like .5 .3 .1 .1; fetched is the sum of
-# share times value. Tensor-product attention cuts query and key in 2 pieces of 8: the score is then
-# (q1.k1)(q2.k2), large only if both fit (or both are negative). Of several heads (1), each does all
-# this on its own part of the three; `output` joins what they fetch. A (KV) cache has keys, values.
+# next letter.
+#
+# The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
+# query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
+# '<', say, dots its query with the keys so far (causal attention): of 3 vision tokens, and its own.
+# Softmax makes shares of the four, like .5 .3 .1 .1; fetched is the sum of share times value. The
+# keys and values of all tokens so far are kept in a (KV) cache.
+#
+# Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
+# large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
+# (1) can look for several things at once: each does all this on its own part of query, key and
+# value, and the matrix `output` joins what they fetch.
+#
 # The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
 # to 0 (else `down` after `up` would be like one matrix), `down` makes what is added to h.
 
@@ -306,20 +316,22 @@ def first_numbers(settings):
     return numbers
 
 def matrices(settings, numbers):
-    """weights (floats or Values), then perhaps G (else 'gram' is empty) -> {name: matrix}"""
-    numbers, k = iter(numbers), settings.tokens.count(2) * settings.width
-    every = {**shapes(settings), 'gram': (k, k)}
-    return {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
-            for name, (rows, columns) in every.items()}
+    """floats or Values -> {name: matrix}, with what is made of them, G"""
+    numbers = iter(numbers)
+    weights = {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
+               for name, (rows, columns) in shapes(settings).items()}
+    weights['gram'] = gram(weights, settings)
+    return weights
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
-# numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
-# letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more. The
-# mouth is fed the right letters (teacher forcing). Most are soon known: after "se" comes "v".
-# Letters with p above settings.known (0.85) are left out: they teach little, and backward() skips
-# them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of its
-# letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
+# numbers, the gradient (backward pass), and move each number against its derivative.
+#
+# The loss of a letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1,
+# else more. The mouth is fed the right letters (teacher forcing). Most are soon known: after "se"
+# comes "v". Letters with p above settings.known (0.85) are left out: they teach little, and
+# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the
+# sum of its letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -342,58 +354,43 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-PORTION = 16  # a step learns from a minibatch of examples (32), in portions
-LEAVES = []   # the weights as Values: making them takes time, so each step uses the same
-
-def leaves_of(numbers):
-    """floats [n] -> leaves [n], with grad 0"""
-    LEAVES.extend(map(Value, numbers[len(LEAVES):]))  # those that are missing
-    for leaf, number in zip(LEAVES, numbers):
-        leaf.data, leaf.grad = number, 0.0
-    return LEAVES[:len(numbers)]
-
 def gradient(settings, loss_of, numbers, portion):
-    """weights and G in one list; examples -> their part of the loss, and of the gradient"""
-    leaves = leaves_of(numbers)
+    """examples of a minibatch -> their part of its mean loss, and of the gradient [numbers]"""
+    leaves = list(map(Value, numbers))
     weights, total = matrices(settings, leaves), 0.0
+    # G, and what it was computed from, is on the tape by now, for all these examples. Each loss goes
+    # back as far as G, where derivatives add up as in leaves; from there to the weights, we go once.
+    made = len(Value.tape)
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
-        loss.backward()
+        loss.backward(made)
         total += loss.data
+    Value(0.0).backward()  # itself on no tape, it only makes what is left there hand on its grads
     return total, [leaf.grad for leaf in leaves]
-
-def batch_gradient(settings, loss_of, numbers, batch, share_out):
-    """a minibatch -> its mean loss, the gradient [numbers]; share_out is, or works like, map()"""
-    g = gram(matrices(settings, numbers), settings)
-    work = partial(gradient, settings, loss_of, numbers + g)
-    losses, grads = zip(*share_out(work, split(batch, PORTION)))
-    total = [sum(column) for column in zip(*grads)]
-    if g:
-        # gradient() treated G like weights: total ends in c = dloss/dG. But G was made from the
-        # weights w: by the chain rule, dloss/dw also has sum_j c_j dG_j/dw, the gradient of c.G.
-        leaves = leaves_of(numbers)
-        dot(gram(matrices(settings, leaves), settings), total[len(numbers):]).backward()
-        total = [a + leaf.grad for a, leaf in zip(total, leaves)]  # zip() drops c
-    return sum(losses), total
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
 # by rate * mean / sqrt(square): about the rate, less if signs vary. Decay keeps all small (AdamW).
 BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
+PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one each
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
     """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
+    work = partial(gradient, settings, loss_of, numbers)  # as they are by then
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
-        loss, grad = batch_gradient(settings, loss_of, numbers, batch, share_out)
+        portions = split(batch, math.ceil(len(batch) / PORTIONS))
+        losses, grads = zip(*share_out(work, portions))  # share_out is, or works like, map()
+        grad = [sum(column) for column in zip(*grads)]
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step  # means begin at 0: too small by this
+        # As a mean begins at 0, the shares of all it has seen add up to this: it is divided by it.
+        full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
             squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
             numbers[i] -= rate * (move + settings.decay * numbers[i])
-        yield loss
+        yield sum(losses)
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 
@@ -1070,7 +1067,7 @@ def train(settings, numbers, digits):
     loss = partial(on_pixels, STAGES[settings.stage][0])
     places = learning_places(settings)
     try:
-        with processes(min(settings.jobs, math.ceil(settings.batch / PORTION))) as share_out:
+        with processes(min(settings.jobs, PORTIONS)) as share_out:
             steps = learn(settings, numbers, examples(settings, digits), loss, places,
                           share_out)
             for step, error in enumerate(steps, 1):
@@ -1152,8 +1149,7 @@ def main(argv=None):
         train(settings, numbers, digits)
     if settings.save is not None:
         save(settings.save, settings, numbers)
-    weights = matrices(settings, numbers)  # still without G, which rebuilding_loss() needs
-    weights = matrices(settings, numbers + gram(weights, settings))
+    weights = matrices(settings, numbers)
     if settings.test:
         report(weights, settings, test[:settings.test])
     if settings.draw:

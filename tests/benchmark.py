@@ -9,7 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vlm
-from tests.tools import whole
 try:
     import torch
     from tests import torch_model
@@ -50,7 +49,7 @@ def per_image(step, batch, seconds):
 
 def vlm_gradient(settings, numbers, examples):
     """-> loss and gradient of one batch"""
-    return vlm.batch_gradient(settings, vlm.joint_loss, numbers, examples, map)
+    return vlm.gradient(settings, vlm.joint_loss, numbers, examples)
 
 def vlm_trains(settings):
     """vlm.py; processes have started before the clock does"""
@@ -65,7 +64,7 @@ def vlm_trains(settings):
 
 def vlm_names(settings):
     """vlm.py naming one image after another, from its pixels, as for the report"""
-    weights = whole(settings, random_numbers(settings))
+    weights = vlm.matrices(settings, random_numbers(settings))
     def run(digits, seconds):
         pixels = itertools.cycle(pixels for pixels, _ in digits)
         return per_image(lambda: vlm.on_pixels(vlm.answer, weights, settings, next(pixels)), 1,

@@ -28,15 +28,12 @@ LONG = ('--size 14 --tokens 2,2,2,2,4,4,4,4 --batch 64 --steps 22000 --lr 0.007 
 GROUPS = {
     'Defaults': [('size 8', 10, ''), ('size 14', 10, '--size 14')],
     'Images seen': [
-        ('3,008', 5, '--steps 94'), ('12,160: the default', 10, ''), ('60,800', 5, '--steps 1900'),
-        ('240,000', 3, '--steps 7500')],
-    'Attention': [
-        ('tensor, size 8', 10, ''), ('dot product, size 8', 5, '--pieces 1'),
-        ('tensor, size 14', 10, '--size 14'), ('dot product, size 14', 5, '--size 14 --pieces 1')],
+        ('12,160: the default', 10, ''), ('60,800', 5, '--steps 1900'),
+        ('240,000', 5, '--steps 7500')],
+    'Attention': [('tensor', 10, ''), ('dot product', 5, '--pieces 1')],
     'Tokens': [
         ('degrees 2, 3, 3: the default', 10, ''), ('2, 2, 2, 2', 5, DEGREE2),
-        ('eight of degree 1', 5, '--tokens 1,1,1,1,1,1,1,1'),
-        ('the default for each of 2x2 patches, 2 layers', 5, '--patches 2 --layers 2')],
+        ('eight of degree 1', 5, '--tokens 1,1,1,1,1,1,1,1')],
     'Letters learned from': [
         ('those up to 0.85: the default', 10, ''), ('all', 5, '--known 1')],
     'Weight of the rebuilding loss': [

@@ -210,15 +210,14 @@ class Layers(Case):
             left, right = (w[f'eye1.{i}'] + w[f'eye2.{i}'] for i in range(2))
             return [tools.dot(left[i], left[j]) * tools.dot(right[i], right[j])
                     for i in range(4) for j in range(4)]
-        self.check(lambda numbers: vlm.gram(vlm.matrices(settings, numbers), settings),
+        self.check(lambda numbers: sum(vlm.matrices(settings, numbers)['gram'], []),
                    formula, len(numbers))
 
     def test_rebuilding_loss(self):
-        """G, as constants or leaves, gives what all pairs of pixels, written out, give."""
+        """G, of floats or Values, gives what all pairs of pixels, written out, give."""
         settings = tiny(size=4, patches=2, tokens=[2, 2])
         x, numbers = gauss(16, 9), tools.random_numbers(settings)
         expected = tools.rebuilding(tools.matrices(settings, numbers), settings, rows(x, 4))
-        numbers = numbers + vlm.gram(vlm.matrices(settings, numbers), settings)
         for numbers in numbers, list(map(Value, numbers)):
             weights = vlm.matrices(settings, numbers)
             loss = vlm.rebuilding_loss(weights, settings, vlm.see(weights, settings, x), x)

@@ -20,11 +20,11 @@ class Runs(Case):
         self.data = write(self.folder / 'images', digits(13, 25))
         self.tiny = ['--data', self.data, *TINY]
 
-    def popen(self, *argv, **options):
+    def popen(self, *argv, program=(PROGRAM,), **options):
         """The program in a process of its own"""
         options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options}
         env = {**os.environ, **options.pop('env', {})}
-        process = subprocess.Popen([sys.executable, *map(str, [PROGRAM, *self.tiny, *argv])],
+        process = subprocess.Popen([sys.executable, *map(str, [*program, *self.tiny, *argv])],
                                    env=env, **options)
         for stream in process.stdout, process.stderr:
             if stream:

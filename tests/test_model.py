@@ -40,16 +40,17 @@ def decode(weights, settings, x, letters):
 def first_step(settings, numbers, examples):
     """One step of learn() in the stage of the settings -> its loss, the gradient that it followed,
     the places whose numbers have changed"""
-    grads, old, compute = [], list(numbers), vlm.batch_gradient
+    parts, old, compute = [], list(numbers), vlm.gradient
 
-    def batch_gradient(*arguments):
+    def gradient(*arguments):
         loss, grad = compute(*arguments)
-        grads.append(list(grad))
+        parts.append(grad)
         return loss, grad
-    with mock.patch.object(vlm, 'batch_gradient', batch_gradient):
+    with mock.patch.object(vlm, 'gradient', gradient):
         [loss] = vlm.learn(settings, numbers, itertools.cycle(examples),
                            vlm.STAGES[settings.stage][0], vlm.learning_places(settings))
-    return loss, grads[0], [i for i, (a, b) in enumerate(zip(old, numbers)) if a != b]
+    return loss, [sum(column) for column in zip(*parts)], [
+        i for i, (a, b) in enumerate(zip(old, numbers)) if a != b]
 
 
 class Eye(Case):
@@ -273,16 +274,16 @@ class Numbers(Case):
                          3 * 8 * 16 + 2 * 8 * 4 + 12 * 8 + 6 * 8 + 2 * 17 * 8 + 2 * 10 * 8 * 8)
 
     def test_matrices(self):
-        """Every number once and in order, and G's after them."""
+        """Every number once and in order, and G after them."""
         settings = tiny(tokens=[1, 2, 2, 3], width=2)
         count = len(vlm.first_numbers(settings))
-        for numbers in list(range(count + 16)), list(map(Value, range(count + 16))):
+        for numbers in list(range(count)), list(map(Value, range(count))):
             weights = vlm.matrices(settings, numbers)
-            self.assertEqual([len(row) for row in weights['gram']], [4] * 4)
+            self.assertEqual([len(row) for row in weights.pop('gram')], [4] * 4)
             for name, shape in vlm.shapes(settings).items():
                 self.assertEqual({(len(weights[name]), len(row)) for row in weights[name]}, {shape})
             self.assertEqual([v for matrix in weights.values() for row in matrix
-                              for v in floats(row)], list(range(count + 16)))
+                              for v in floats(row)], list(range(count)))
 
     def test_first_numbers(self):
         """They keep variance, but queries begin at a quarter; a layer adds nothing yet and no letter
@@ -390,11 +391,11 @@ class Gradient(Case):
         """A minibatch is cut into portions, the last a smaller one, and their gradients add up."""
         examples = [(gauss(4, seed), text) for seed, text in enumerate(
             ['<cab>', '<b>', '<aa>', '<cab>', '<c>'])]
-        with mock.patch.object(vlm, 'PORTION', 2), \
+        with mock.patch.object(vlm, 'PORTIONS', 3), \
                 mock.patch.object(vlm, 'gradient', wraps=vlm.gradient) as gradient:
             self.compare(examples, tokens=[2, 3], layers=1)
         self.assertEqual([len(call.args[-1]) for call in gradient.call_args_list], [2, 2, 1])
-        self.assertLess(vlm.PORTION, vlm.complete({}).batch)  # so it happens
+        self.assertGreater(vlm.PORTIONS, 1)  # so it happens
 
     def test_black_image(self):
         """Nothing to see is nothing to divide by: a black image, and a black patch, are as good as
@@ -409,8 +410,7 @@ class Gradient(Case):
         """Whoever only asks for the gradient finds the numbers as they were, and the tape empty."""
         numbers = random_numbers(tiny())
         before = list(numbers)
-        one, other = (vlm.batch_gradient(tiny(), vlm.joint_loss, numbers, EXAMPLES, map)
-                      for _ in range(2))
+        one, other = (vlm.gradient(tiny(), vlm.joint_loss, numbers, EXAMPLES) for _ in range(2))
         self.assertEqual((one, numbers, Value.tape), (other, before, []))
 
 
@@ -420,8 +420,7 @@ class Image(Case):
     def check(self, function, formula, settings, x, on_floats=True, step=1e-6):
         """function(weights, x) on a Vector x against the slopes of formula(w, x)"""
         numbers = random_numbers(settings)
-        w, g = matrices(settings, numbers), vlm.gram(vlm.matrices(settings, numbers), settings)
-        numbers = numbers + g
+        w = matrices(settings, numbers)
         right = slopes(lambda x: formula(w, x), x, step)
         kinds = [vlm.matrices(settings, numbers)] * on_floats + [on_values(settings, numbers)]
         for weights in kinds:
@@ -589,7 +588,8 @@ class Learning(Case):
     def test_determinism(self):
         """The same seed learns the same with any number of processes; another, something else."""
         def run(**changes):
-            return self.learned(steps=3, batch=2 * vlm.PORTION + 1, **changes)[1:]
+            with mock.patch.object(vlm, 'PORTIONS', 3):
+                return self.learned(steps=3, batch=33, **changes)[1:]
         first = run(seed=1)
         self.assertEqual(run(seed=1), first)
         self.assertEqual(run(seed=1, jobs=2), first)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import vlm
 from tests.test_data import PROGRAM, TINY, digits, write
-from tests.tools import asked, whole
+from tests.tools import asked
 
 PAGE = PROGRAM.parent / 'data' / 'page.html'
 QUICK = '--steps 0 --width 4 --tokens 2'.split()
@@ -184,7 +184,7 @@ class Answers(Case):
         rng, count = random.Random(3), sum(map(math.prod, vlm.shapes(cls.settings).values()))
         numbers = [rng.gauss(0, 0.5) for _ in range(count)]
         vlm.save(file, cls.settings, numbers)
-        cls.weights, cls.argv = whole(cls.settings, numbers), ['--load', file]
+        cls.weights, cls.argv = vlm.matrices(cls.settings, numbers), ['--load', file]
         return super().begin()
 
     def right(self, ink):

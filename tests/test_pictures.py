@@ -13,10 +13,10 @@ SHIPPED = {size: DATA / f'weights-{size}.json' for size in (8, 14)}  # with the 
 MNIST = os.environ.get('VLM_MNIST') or DATA
 
 def loaded(path):
-    """A weights file -> the matrices, with G, and settings"""
+    """A weights file -> the matrices, and settings"""
     saved, numbers = vlm.load(path)
     settings = vlm.complete(saved)
-    return tools.whole(settings, numbers), settings
+    return vlm.matrices(settings, numbers), settings
 
 def enlarged(rows, times):
     """An image [n][n] -> a drawing [n * times * n * times] of squares"""
@@ -158,7 +158,6 @@ class Gradient(tools.Case):
             with self.subTest(changes):
                 settings = tiny(**changes)
                 numbers = random_numbers(settings)
-                numbers += vlm.gram(vlm.matrices(settings, numbers), settings)
                 weights = vlm.matrices(settings, list(map(vlm.Value, numbers)))
                 pixels = list(map(vlm.Value, gauss(settings.size ** 2, 4)))
                 vlm.joint_loss(weights, settings, pixels, '<cab>').backward()

@@ -5,7 +5,7 @@ from unittest import mock
 
 import vlm
 from tests.test_cli import Runs
-from tests.tools import whole
+from tests.test_data import PROGRAM
 
 SETTINGS = vlm.complete(dict(size=4, tokens=[2, 3], width=4, heads=1, layers=2, batch=40, steps=3,
                              temperature=0.5))
@@ -25,7 +25,7 @@ def collects(item):
 
 def die(settings, loss, numbers, portion):
     """The task `gradient`, but another process that gets the last, smaller portion is killed"""
-    if multiprocessing.parent_process() and len(portion) < vlm.PORTION:
+    if multiprocessing.parent_process() and len(portion) < 14:
         os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
     return GRADIENT(settings, loss, numbers, portion)
 
@@ -37,6 +37,9 @@ def group(leader):
 class Processes(unittest.TestCase):
     """This process and its children."""
     def setUp(self):
+        patcher = mock.patch.object(vlm, 'PORTIONS', 3)  # of 14, 14 and 12 examples
+        patcher.start()
+        self.addCleanup(patcher.stop)
         self.addCleanup(use, multiprocessing.get_start_method(allow_none=True))
         self.on_interrupt = signal.getsignal(signal.SIGINT)
         self.alone = self.work(1)[0]
@@ -71,7 +74,7 @@ class Processes(unittest.TestCase):
                                    map):
                 losses.append(error)
                 disturb()
-            weights = whole(settings, numbers)
+            weights = vlm.matrices(settings, numbers)
             spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
                          [pixels for pixels, _ in DIGITS])
             workers = list(map(functools.partial(where, None), range(10)))
@@ -192,12 +195,13 @@ class Jobs(Runs):
         """After Ctrl-C, a report and nobody stays; after SIGKILL to one, the others end as well."""
         self.folder.joinpath('sitecustomize.py').write_text('''import multiprocessing, os, sys
 sys.stderr.isatty = lambda: True; multiprocessing.set_start_method(os.environ['METHOD'])''')
+        driver = '-c', 'import sys, vlm; vlm.PORTIONS = 3; vlm.main(sys.argv[1:])'
         argv = '--width 2 --heads 1 --reconstruction 0 --batch 40 --jobs 3 --steps 999999'.split()
         ends = (-1, signal.SIGINT, (0, True, False)), (1, signal.SIGKILL, (-9, False, False))
         for method, (sign, number, expected) in itertools.product(METHODS, ends):
             with self.subTest(number.name, method=method):
-                process = self.popen(*argv, start_new_session=True, env={
-                    'PYTHONPATH': str(self.folder), 'METHOD': method},
+                process = self.popen(*argv, program=driver, start_new_session=True, env={
+                    'PYTHONPATH': f'{self.folder}:{PROGRAM.parent}', 'METHOD': method},
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
                 self.assertIn(b'step ', process.stderr.read(80))  # each step, as on a terminal
                 others = group(process.pid)

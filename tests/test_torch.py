@@ -68,9 +68,9 @@ class Torch(unittest.TestCase):
             self.check(**{**TINY, 'patches': patches, 'tokens': tokens})
 
     def test_defaults(self):
-        """The default models of both sizes, with both attentions; a batch of several portions."""
+        """The default models of both sizes, with both attentions."""
         for size, pieces in itertools.product((8, 14), (1, 2)):
-            self.check(size=size, pieces=pieces, batch=vlm.PORTION + 2)
+            self.check(size=size, pieces=pieces, batch=18)
 
     def test_speaks(self):
         """After learning, PyTorch's greedy decoding has as many names right as vlm.py speaks."""

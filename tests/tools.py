@@ -16,15 +16,11 @@ def asked(weights, settings, x, question='name'):
     """What the model says to a question about an image x"""
     return vlm.answer(weights, settings, x)[0][question]
 
-def whole(settings, numbers):
-    """Numbers -> the matrices, with G"""
-    return vlm.matrices(settings, numbers + vlm.gram(vlm.matrices(settings, numbers), settings))
-
 def learned(settings, numbers, examples):
-    """Learn from examples, all steps -> the matrices, with G"""
+    """Learn from examples, all steps -> the matrices"""
     for _ in vlm.learn(settings, numbers, examples):
         pass
-    return whole(settings, numbers)
+    return vlm.matrices(settings, numbers)
 
 def tiny(**changes):
     """Settings of a model of few weights that spells with a, b and c; then as asked for"""
