@@ -358,14 +358,14 @@ def gradient(settings, loss_of, numbers, portion):
     """examples of a minibatch -> their part of its mean loss, and of the gradient [numbers]"""
     leaves = list(map(Value, numbers))
     weights, total = matrices(settings, leaves), 0.0
-    # G, and what it was computed from, is on the tape by now, for all these examples. Each loss goes
-    # back as far as G, where derivatives add up as in leaves; from there to the weights, we go once.
+    # The tape now has G and what it was computed from, once for all these examples. Each loss goes
+    # back as far as G, where derivatives add up; from there to the weights, we go once, at the end.
     made = len(Value.tape)
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward(made)
         total += loss.data
-    Value(0.0).backward()  # itself on no tape, it only makes what is left there hand on its grads
+    Value(0.0).backward()  # it has no parents: only what is left on the tape hands on its grads
     return total, [leaf.grad for leaf in leaves]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
@@ -376,7 +376,7 @@ PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one ea
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
     """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
-    work = partial(gradient, settings, loss_of, numbers)  # as they are by then
+    work = partial(gradient, settings, loss_of, numbers)  # with the numbers of that moment
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         portions = split(batch, math.ceil(len(batch) / PORTIONS))
@@ -413,6 +413,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
 
+# ---- Messages ------------------------------------------------------------------------------------
+
+def check(good, complaint):
+    """Go on if all is good, else end with one line and status 1."""
+    if not good:
+        sys.exit(f'vlm.py: {complaint}')
+
+def progress(text, milestone=True, last=False):
+    """On standard error: a line that updates; if it is no terminal, the milestones."""
+    if sys.stderr.isatty():
+        print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
+    elif milestone or last:
+        print(text, file=sys.stderr, flush=True)
+
 # ---- Questions -----------------------------------------------------------------------------------
 # What the mouth says depends on the image and on the question: a token in the place of BOS, which
 # asks for the name. To add a question, add a row: its token (a prompt), its answers for 0 to 9.
@@ -434,10 +448,7 @@ def question_of(settings, answer):
     """an answer -> the first question that has it, of those asked; perhaps None"""
     return next((q for q in ANSWERS if q in settings.questions and answer in ANSWERS[q]), None)
 
-# ---- Sampling letters, and learning in stages ----------------------------------------------------
-# A stage trains a part, such as the eye. Each run does one; the next loads its file:
-#     python vlm.py --stage eye --save FILE
-#     python vlm.py --stage joint --load FILE
+# ---- Answers -------------------------------------------------------------------------------------
 
 def sampler(settings, x, question):
     """-> choose() for speak(), the same for the same image and question in whichever process"""
@@ -451,6 +462,27 @@ def sampler(settings, x, question):
         # Huge weights give NaN, and one likely index: choices() would refuse it.
         return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
     return choose
+
+def answer(weights, settings, x):
+    """image x -> {question: what the mouth says}, the part that is not drawn again"""
+    vision, said = see(weights, settings, x), {}
+    for question in settings.questions:
+        choose = [sampler(settings, x, question)] if settings.temperature else []
+        cache, letters = prefill(weights, settings, vision), []
+        tokens = len(cache[0][0])  # those that were read by now: the vision tokens
+        for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
+            heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
+            looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
+            letters.append({'letter': letter, 'probability': p, 'look': looked})
+        name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
+        probability = math.prod(letter['probability'] for letter in letters)
+        said[question] = {'name': name, 'probability': probability, 'letters': letters[:len(name)]}
+    return said, rebuilding_loss(weights, settings, vision, x)
+
+# ---- Learning in stages --------------------------------------------------------------------------
+# A stage trains a part, such as the eye. Each run does one; the next loads its file:
+#     python vlm.py --stage eye --save FILE
+#     python vlm.py --stage joint --load FILE
 
 def eye_loss(weights, settings, x, text):
     """an example -> how badly the eye rebuilds it"""
@@ -589,11 +621,6 @@ def examples(settings, digits):
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
-
-def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1."""
-    if not good:
-        sys.exit(f'vlm.py: {complaint}')
 
 def write_file(path, content):
     """Write bytes under a temporary name, then rename; b'' only checks that one can."""
@@ -942,7 +969,7 @@ def serve(server, weights, settings):
             webbrowser.open(address)
         server.serve_forever()
 
-# ---- The command line, and what it runs ----------------------------------------------------------
+# ---- Settings and the command line ---------------------------------------------------------------
 
 # name, group, default at size 8 / 14, least (null: any), what it is
 OPTIONS = """
@@ -1054,12 +1081,7 @@ def parse(argv):
     settings.jobs = min(settings.jobs or cores or 1, settings.batch)
     return settings, numbers
 
-def progress(text, milestone=True, last=False):
-    """On standard error: a line that updates; if it is no terminal, the milestones."""
-    if sys.stderr.isatty():
-        print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
-    elif milestone or last:
-        print(text, file=sys.stderr, flush=True)
+# ---- A run: learn, save, report, draw, serve -----------------------------------------------------
 
 def train(settings, numbers, digits):
     """Learn, showing progress, until the last step or until Ctrl-C."""
@@ -1081,22 +1103,6 @@ def train(settings, numbers, digits):
         sys.exit(f'\nvlm.py: numbers that are not finite, {error}: a lower --lr may help')
     except KeyboardInterrupt:
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
-
-def answer(weights, settings, x):
-    """image x -> {question: what the mouth says}, the part that is not drawn again"""
-    vision, said = see(weights, settings, x), {}
-    for question in settings.questions:
-        choose = [sampler(settings, x, question)] if settings.temperature else []
-        cache, letters = prefill(weights, settings, vision), []
-        tokens = len(cache[0][0])  # those that were read by now: the vision tokens
-        for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
-            looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
-            letters.append({'letter': letter, 'probability': p, 'look': looked})
-        name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
-        probability = math.prod(letter['probability'] for letter in letters)
-        said[question] = {'name': name, 'probability': probability, 'letters': letters[:len(name)]}
-    return said, rebuilding_loss(weights, settings, vision, x)
 
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
