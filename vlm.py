@@ -48,7 +48,7 @@ class Value:
     (8.0, 4.0, 2.0)
 
     An edge is a pair: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
-    it grows 3 times as fast as a and twice as fast as b. dot(), below, makes up to two.
+    it grows 3 times as fast as a and twice as fast as b. What dot() makes, below, may have two.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first: parents come before children
@@ -76,21 +76,20 @@ class Value:
     def __gt__(self, other): return self.data > other
     def __sub__(self, other): return self + other * -1.0
     def __truediv__(self, other): return self * other ** -1
-    __radd__, __rmul__ = __add__, __mul__  # for 2 * a, where Python asks a
+    __radd__, __rmul__ = __add__, __mul__  # for 2 * a: Python asks a
 
-    def backward(self, start=0):
-        """Add to v.grad, for every leaf v, the derivative of self by v; cut the tape at start."""
+    def backward(self):
+        """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
         # Going back, we meet a Value only after all its users: its grad is then complete, without
-        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward(); so
-        # does that of a Value before start: a later call hands it on.
+        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward().
         self.grad = 1.0  # the derivative of self by itself
-        for node in reversed(Value.tape[start:]):
+        for node in reversed(Value.tape):
             grad = node.grad
             if grad:  # else it has nothing to hand on
                 for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
-        del Value.tape[start:]
+        Value.tape.clear()
 
 # ---- Vectors: dot products and other tools -------------------------------------------------------
 # A vector is a list of numbers: of Values while learning, of floats while speaking, when we need no
@@ -98,7 +97,7 @@ class Value:
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
 # and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i: one edge pairs
-# the Values of a with the numbers of b, one the reverse.
+# the Values of a with the numbers of b, the other the Values of b with the numbers of a.
 
 class Vector(list):
     """A list of Values and, in `data`, their numbers, for dot(). collect() makes it."""
@@ -133,7 +132,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])  # not 0.0: collect() wants Values
 
 def rmsnorm(a):
-    """a [n] -> [n], divided by its root mean square, to make that 1 (Zhang and Sennrich 2019)"""
+    """a [n] -> [n], divided by its root mean square, which is then 1 (Zhang and Sennrich 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -150,22 +149,23 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # Quotient rule (e: exps, T: total): dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
-    # = scale p_i ((i == j) - p_j), where i == j counts as 1 or 0.
+    # i == j counts as 1 or 0. By score_j, e_i (of exps) has the derivative (i == j) scale e_i, and
+    # their sum T scale e_j. Quotient rule: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
+    # = scale p_i ((i == j) - p_j).
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of settings.width numbers (16; numbers in brackets are defaults), its
-# latents. A latent answers a question about the image x. Degree 1 is l.x, the dot product of x and
-# a row of weights l, a pattern: how much of it is there? Degree 2 is (l.x)(r.x): large only if both
-# are there (or both negative). Degree 3 multiplies three, and x is the contrast: x less its mean,
-# rescaled (learns faster).
+# A vision token is a vector of settings.width numbers (16; settings are the options of a run, with
+# their defaults in brackets), its latents. A latent answers a question about the image x. Degree 1
+# is l.x, the dot product of x and a row of weights l, a pattern: how much of it is there? Degree 2
+# is (l.x)(r.x): large only if both are there (or both negative). Degree 3 multiplies three, and
+# reads the contrast instead of x: x less its mean, rescaled (learns faster).
 #
 # Each token has one degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its
 # r 'eye0.1'. Two options are off by default: an image may be cut into patches (1 per side), each
-# with its tokens; and degree 4 asks whether two things that degree 2 finds are there together. It
-# is like degree 2, with the two halves of f, all latents of degree 2, rescaled, for x.
+# with its tokens; and degree 4 asks whether two things that degree 2 finds are there together. Let
+# f be all latents of degree 2, and a and b its two halves, rescaled: degree 4 is (l.a)(r.b).
 
 def see(weights, settings, x):
     """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
@@ -191,12 +191,13 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# A second teacher asks the eye to draw again what it saw (an autoencoder): not x, but all x_p x_q,
-# of which (l.x)(r.x) is a sum (Dooms and Gauderis 2025, arXiv:2510.16820). Let a b^T be the
+# A second teacher asks latents of degree 2 to draw again what they saw (an autoencoder): not x, but
+# all products x_p x_q of two pixels, as that is what they know, (l.x)(r.x) = sum_pq l_p r_q x_p x_q
+# (Dooms and Gauderis 2025, arXiv:2510.16820). It helps to draw later, not to name. Let a b^T be the
 # table with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and
 # adds up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
-#     A = sum_j f_j (l_j r_j^T), the drawing: that much of each; learning must bring it near B
+#     A = sum_j f_j (l_j r_j^T), the drawing: each as strongly as f_j says; it is to be near B
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, what is missing; we need not make A or B:
 #     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -211,7 +212,7 @@ def gram(weights, settings):
     """-> G [k][k]"""
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     k = range(len(left))
-    half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i in k for j in k[i:]}
+    half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i in k for j in k if i <= j}
     return [collect([half[min(i, j), max(i, j)] for j in k]) for i in k]  # G_ij = G_ji
 
 def rebuilding_loss(weights, settings, vision, x):
@@ -231,9 +232,9 @@ def rebuilding_loss(weights, settings, vision, x):
 #
 # The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
 # query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
-# '<', say, dots its query with the keys so far (causal attention): of 3 vision tokens, and its own.
-# Softmax makes shares of the four, like .5 .3 .1 .1; fetched is the sum of share times value. The
-# keys and values of all tokens so far are kept in a (KV) cache.
+# '<', say, has 4 scores: the dot products of its query with the keys so far (causal attention),
+# those of 3 vision tokens and its own. Softmax makes 4 shares of them, like .5 .3 .1 .1; what '<'
+# fetches is the sum of the 4 values, each times its share. A (KV) cache keeps keys and values.
 #
 # Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
 # large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
@@ -241,10 +242,10 @@ def rebuilding_loss(weights, settings, vision, x):
 # value, and the matrix `output` joins what they fetch.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
-# to 0 (else `down` after `up` would be like one matrix), `down` makes what is added to h.
+# to 0 (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
-    """query [heads * pieces][n], as many keys for each token so far -> shares [heads][so far]"""
+    """query [heads * pieces][n], keys [so far][heads * pieces][n] -> shares [heads][so far]"""
     shares = []
     for first in range(0, len(query), settings.pieces):  # the first piece of each head
         scores = [dot(query[first], key[first]) for key in keys]
@@ -307,7 +308,8 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers: dot products of a size of about 1. A 0 learns, too: d(w.x)/dw is x"""
+    """-> random numbers, scaled so that dot products are of a size of about 1"""
+    # What begins at 0 adds nothing yet. It learns, as d(w.x)/dw is x; then errors flow through it.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -316,7 +318,7 @@ def first_numbers(settings):
     return numbers
 
 def matrices(settings, numbers):
-    """floats or Values -> {name: matrix}, with what is made of them, G"""
+    """floats or Values -> {name: matrix}, and G, which is computed from them"""
     numbers = iter(numbers)
     weights = {name: [collect(list(islice(numbers, columns))) for _ in range(rows)]
                for name, (rows, columns) in shapes(settings).items()}
@@ -328,10 +330,10 @@ def matrices(settings, numbers):
 # numbers, the gradient (backward pass), and move each number against its derivative.
 #
 # The loss of a letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1,
-# else more. The mouth is fed the right letters (teacher forcing). Most are soon known: after "se"
-# comes "v". Letters with p above settings.known (0.85) are left out: they teach little, and
-# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the
-# sum of its letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
+# else more (so p is e^-loss). The mouth is fed the right letters (teacher forcing). Those with p
+# above settings.known (0.85) teach little, and are left out: backward() skips them, as their grad
+# is 0 (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the losses
+# of its letters, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -341,7 +343,7 @@ def cross_entropy(logits, target):
     return Value(loss, (logits, [p - (j == target) for j, p in enumerate(probs)]))
 
 def naming_loss(weights, settings, vision, text):
-    """vision tokens, a text such as '<seven>' -> the loss of its letters; e^-loss is p"""
+    """vision tokens, a text such as '<seven>' -> the sum of the losses of its letters"""
     losses, cache = [], prefill(weights, settings, vision)
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
@@ -355,35 +357,36 @@ def joint_loss(weights, settings, x, text):
     return rebuilding + naming_loss(weights, settings, vision, text)
 
 def gradient(settings, loss_of, numbers, portion):
-    """examples of a minibatch -> their part of its mean loss, and of the gradient [numbers]"""
+    """part of a minibatch -> what it adds to the mean loss, and to the gradient [numbers]"""
     leaves = list(map(Value, numbers))
     weights, total = matrices(settings, leaves), 0.0
-    # The tape now has G and what it was computed from, once for all these examples. Each loss goes
-    # back as far as G, where derivatives add up; from there to the weights, we go once, at the end.
-    made = len(Value.tape)
+    # The tape now has how G was computed, once for all these examples. We lay it aside: so the
+    # grads of G add up over the examples, like those of leaves. At the end G hands them on.
+    gram_tape, Value.tape = Value.tape, []
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
-        loss.backward(made)
+        loss.backward()
         total += loss.data
-    Value(0.0).backward()  # it has no parents: only what is left on the tape hands on its grads
+    Value.tape = gram_tape
+    Value(0.0).backward()  # of no parents, it only starts the walk
     return total, [leaf.grad for leaf in leaves]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
 # by rate * mean / sqrt(square): about the rate, less if signs vary. Decay keeps all small (AdamW).
-BETA1, BETA2 = 0.85, 0.9  # the part of a running mean that a step keeps
+BETA1, BETA2 = 0.85, 0.9  # the share of the old mean in a new one; the rest is of the derivative
 PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one each
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
     """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
-    work = partial(gradient, settings, loss_of, numbers)  # with the numbers of that moment
+    work = partial(gradient, settings, loss_of, numbers)  # it sees how numbers change
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         portions = split(batch, math.ceil(len(batch) / PORTIONS))
         losses, grads = zip(*share_out(work, portions))  # share_out is, or works like, map()
         grad = [sum(column) for column in zip(*grads)]
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        # As a mean begins at 0, the shares of all it has seen add up to this: it is divided by it.
+        # A mean begins at 0, so the shares of all derivatives in it add up to less than 1, to this:
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
