@@ -348,7 +348,7 @@ def naming_loss(weights, settings, vision, text):
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
         losses.append(cross_entropy(logits, settings.vocabulary.index(following)))
-    return sum([loss for loss in losses if math.exp(-loss.data) <= settings.known], Value(0.0))
+    return sum([loss for loss in losses if not math.exp(-loss.data) > settings.known], Value(0.0))
 
 def joint_loss(weights, settings, x, text):
     """an example: image x [size * size], text -> its loss"""
@@ -448,7 +448,7 @@ for row in QUESTIONS.strip().splitlines():
     PROMPTS[name], ANSWERS[name] = prompt, answers
 
 def question_of(settings, answer):
-    """an answer -> the first question that has it, of those asked; perhaps None"""
+    """an answer -> the first question of the table that has it, and is asked; perhaps None"""
     return next((q for q in ANSWERS if q in settings.questions and answer in ANSWERS[q]), None)
 
 # ---- Answers -------------------------------------------------------------------------------------
@@ -461,8 +461,8 @@ def sampler(settings, x, question):
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         before = accumulate((probs[i] for i in order), initial=0.0)
-        likely = [i for i, total in zip(order, before) if total < settings.top_p]
-        # Huge weights give NaN, and one likely index: choices() would refuse it.
+        likely = [i for i, earlier in zip(order, before) if earlier < settings.top_p]
+        # Where huge weights give NaN, only the first is likely: choices() would refuse it.
         return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
     return choose
 
@@ -470,11 +470,11 @@ def answer(weights, settings, x):
     """image x -> {question: what the mouth says}, the part that is not drawn again"""
     vision, said = see(weights, settings, x), {}
     for question in settings.questions:
-        choose = [sampler(settings, x, question)] if settings.temperature else []
+        choose = [sampler(settings, x, question)] if settings.temperature else []  # else the best
         cache, letters = prefill(weights, settings, vision), []
-        tokens = len(cache[0][0])  # those that were read by now: the vision tokens
+        tokens = len(list(chain(*vision)))
         for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            heads = [head for *_, shares in cache for head in shares[-1]]  # of all layers
+            heads = [head for _, _, shares in cache for head in shares[-1]]  # of all layers
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
@@ -516,7 +516,7 @@ def processes(count):
     others = []
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # no Ctrl-C until they ignore it
     try:
-        while len(others) < count - 1:
+        for _ in range(count - 1):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
@@ -542,25 +542,25 @@ def collect_no_cycles():
 
 def shared_map(pipes, function, items):
     """pipes to other processes -> [function(item) for item in items]"""
-    results, step = [None] * len(items), len(pipes) + 1
+    results, stride = [None] * len(items), len(pipes) + 1
     for rank, pipe in enumerate(pipes, 1):
         with suppress(OSError):  # it died: noticed below
-            pipe.send((function, items[rank::step]))
-    results[::step] = map(function, items[::step])
+            pipe.send((function, items[rank::stride]))
+    results[::stride] = map(function, items[::stride])
     for rank, pipe in enumerate(list(pipes), 1):
         try:
-            results[rank::step] = pipe.recv()
+            results[rank::stride] = pipe.recv()
         except (EOFError, OSError):
             progress('a process died: this one does its work', last=True)
             pipes.remove(pipe)
-            results[rank::step] = map(function, items[rank::step])
+            results[rank::stride] = map(function, items[rank::stride])
     return results
 
 def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     collect_no_cycles()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    first_end.close()  # a copy; the pipe is to end when that process does
+    first_end.close()  # our copy of it: else recv() would wait on after that process has ended
     with suppress(Exception):  # the first process does again what fails here
         while True:
             function, items = pipe.recv()
@@ -569,10 +569,10 @@ def follow(pipe, first_end):
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 
 def shrink(line, size, start=0.0, length=None):
-    """a row: of its `length` pixels from `start` on, the means of `size` equal parts [size]"""
+    """a row -> [size]: its `length` pixels from `start` on, in equal parts; the mean of each"""
     width = (length or len(line)) / size
     edges = [start + i * width for i in range(size + 1)]
-    sums, line = [0, *accumulate(line)], [*line, 0]
+    sums, line = [0, *accumulate(line)], [*line, 0]  # 0: the last edge cuts no pixel
     # The sum before each edge: whole pixels, then a part of the one that it cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / width for a, b in zip(before, before[1:])]
@@ -581,7 +581,7 @@ def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, part = settings.size, range(settings.size // settings.patches)
     side = math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # MNIST's outer 3 are nearly always black
+    inner = slice(side // 9, side - side // 9)  # MNIST's outer 3 (of 28) are nearly always black
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     corners = range(0, size, len(part))
@@ -650,12 +650,12 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    path = Path(path) if Path(path).exists() else data_folder().parent / path  # such as data/...
-    content, good = path.read_bytes(), False
+    places = Path(path), data_folder().parent / path  # such as data/weights-8.json, from anywhere
+    content, good = next(filter(Path.exists, places), places[0]).read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
-        saved, numbers = {'learned': ['name'], **file['settings']}, file['numbers']  # older files
-        settings = complete(saved)
+        saved = {'learned': ['name'], **file['settings']}  # older files lack it
+        settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)
                 and settings.layers < len(numbers)  # or shapes() could take for ever
@@ -688,7 +688,7 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header: 2049 and the dimensions of an item, their number, their shape.
+    # Its header, 4 bytes each: 2049 + dimensions of an item, how many items, shape of an item.
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -735,11 +735,10 @@ def load_digits(folder, size):
 # ---- Pictures in the terminal --------------------------------------------------------------------
 
 def grid(settings, x, top):
-    """image x, patch after patch -> its rows [size][size], from 0 to 1 for `top`"""
-    patches = [split([max(v, 0.0) / max(top, 1e-9) for v in patch],
-                     settings.size // settings.patches)
-               for patch in split(x, len(x) // settings.patches ** 2)]
-    return [list(chain(*rows))
+    """image x, patch after patch -> its rows [size][size], divided by top"""
+    part = settings.size // settings.patches
+    patches = [split(patch, part) for patch in split(x, part * part)]
+    return [[max(v, 0.0) / max(top, 1e-9) for v in chain(*rows)]
             for band in split(patches, settings.patches) for rows in zip(*band)]
 
 def unicode():
@@ -760,7 +759,7 @@ def show(settings, captioned):
     for x, _ in captioned:
         rows = grid(settings, x, max(x))
         if plain:  # two characters for a pixel
-            lines = [''.join(2 * ' .:-=+*#%@'[round(9 * v)] for v in row) for row in rows]
+            lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
         else:      # one for two pixels, in the 24 greys of the 256 colours
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
@@ -784,10 +783,10 @@ DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot() takes floats as b
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot(a, b): no floats as a
                for name, matrix in weights.items()}
-    aims = {**vars(settings), 'known': 1.0, 'reconstruction': LIKENESS}  # every letter counts
-    aims = argparse.Namespace(**aims)
+    aims = argparse.Namespace(**vars(settings))
+    aims.known, aims.reconstruction = 1.0, LIKENESS  # every letter counts
     images = [start or [1.0] * settings.size ** 2]
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
@@ -814,7 +813,7 @@ def exhibit(weights, settings):
 # ---- A page to play with -------------------------------------------------------------------------
 
 def centre(ink):
-    """a drawing [n * n] -> cropped, scaled to 20x20, centred by its mass in 28x28"""
+    """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in the middle of 28x28"""
     lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
     for _ in 'rows', 'columns':
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
@@ -823,7 +822,7 @@ def centre(ink):
     for _ in 'columns', 'rows':
         lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
         masses = [sum(line) for line in zip(*lines)]
-        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # empty ones
+        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # or: nothing drawn
         lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
@@ -842,6 +841,7 @@ def kept(weights, settings, x):
             product = linear(list(zip(*left, *right)), amounts)
             length = math.sqrt(dot(product, product) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(product, v)])
+        # Its strength, but for a factor that is the same for all patches; its sign is the patch's.
         strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
@@ -854,8 +854,10 @@ def read_drawing(weights, settings, question, body):
     """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
     greys = downscale(settings, centre(check_ink(body)))
     x = rmsnorm(greys)  # as prepare() does
-    (said, _), again = answer(weights, settings, x), kept(weights, settings, x)
-    check(math.isfinite(said[question]['probability']), 'the weights are too large to read with')
+    said, _ = answer(weights, settings, x)
+    again = kept(weights, settings, x)  # [] without latents of degree 2
+    check(all(map(math.isfinite, [said[question]['probability'], *again])),
+          'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
             'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
@@ -866,7 +868,8 @@ def draw_name(weights, settings, question, body):
     with suppress(ValueError, RecursionError):
         order = json.loads(body)
     name = order.get('name') if type(order) is dict else None
-    question = question if name in ANSWERS[question] else question_of(settings, name)
+    if name not in ANSWERS[question]:
+        question = question_of(settings, name)
     check(question, 'name must be an answer that the model knows')
     if 'ink' in order and any(check_ink(order['ink'])):
         start = prepare(settings, centre(order['ink']))
@@ -956,7 +959,7 @@ def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = data_folder() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
-    for number in range(8000, 8100) if port is True else [port]:  # True: any
+    for number in range(8000, 8100) if port is True else [port]:
         with suppress(OSError, OverflowError):
             return Server(('127.0.0.1', number), Page)
     check(False, f'port {number} is not free')
@@ -1011,7 +1014,8 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0
     settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    # learned: questions that the weights know (saved). questions: those asked in this run.
+    # learned: the questions that the weights know, of the file or else those asked for.
+    # questions: those asked in this run, or else all that are learned.
     learned = given.get('learned', given.get('questions', ['name']))
     settings.update(learned=learned, questions=learned)
     texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
@@ -1025,15 +1029,16 @@ def mistakes(settings):
         value, least = vars(settings)[name], json.loads(least)
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
-    s, f = settings, settings.tokens.count(2) * settings.width  # latents of degree 2
-    asked = s.questions
+    s, asked = settings, settings.questions
+    count = s.tokens.count(2) * s.width  # of latents of degree 2
     rules = {
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
+            # As texts, for 2.0 and True are none.
             s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
         'tokens of degree 4 need an even number of latents of degree 2':
-            4 not in s.tokens or f > 0 and f % 2 == 0,
+            4 not in s.tokens or count > 0 and count % 2 == 0,
         'distort must be at most 3': s.distort <= 3,
         f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
             asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
@@ -1041,7 +1046,7 @@ def mistakes(settings):
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
-            s.stage != 'eye' or f * s.reconstruction}
+            s.stage != 'eye' or count * s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
 
 def degrees(text):
@@ -1049,10 +1054,11 @@ def degrees(text):
     return sorted(map(int, text.split(',')))
 
 def to_draw(settings):
-    """-> the answers in --draw; for `all`, those to the first question"""
-    texts = ','.join(settings.draw).split(',')
-    every = ANSWERS.get(settings.questions[0], [])
-    return list(dict.fromkeys(every)) if texts == ['all'] else texts
+    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
+    if settings.draw == ['all']:
+        first = next(filter(settings.questions.__contains__, ANSWERS), None)
+        return list(dict.fromkeys(ANSWERS.get(first, [])))
+    return ','.join(settings.draw).split(',')
 
 SPECIAL = {  # what argparse needs to know of some options
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
@@ -1067,15 +1073,16 @@ def parse(argv):
     groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
     for name, group, default, least, meaning in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
-        text = meaning + f' (default: {default})' * (default != 'null')
+        text = meaning if default == 'null' else f'{meaning} (default: {default})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
                                    **{'type': kind, **SPECIAL.get(name, {})})
     given = vars(parser.parse_args(argv))
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
-    if changed or mistakes(settings):
-        parser.error(f'{changed} contradicts {settings.load}' if changed else mistakes(settings))
+    wrong = f'{changed} contradicts {settings.load}' if changed else mistakes(settings)
+    if wrong:
+        parser.error(wrong)
     if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
         settings.steps = 0  # nobody asks to learn on
     if 'test' not in given and given.keys() & {'draw', 'page'}:
@@ -1093,8 +1100,7 @@ def train(settings, numbers, digits):
     places = learning_places(settings)
     try:
         with processes(min(settings.jobs, PORTIONS)) as share_out:
-            steps = learn(settings, numbers, examples(settings, digits), loss, places,
-                          share_out)
+            steps = learn(settings, numbers, examples(settings, digits), loss, places, share_out)
             for step, error in enumerate(steps, 1):
                 if not math.isfinite(error):
                     raise OverflowError(f'loss {error} at step {step}')
@@ -1110,7 +1116,8 @@ def train(settings, numbers, digits):
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
     task = partial(on_pixels, answer, weights, settings)
-    (images, labels), answers, count = zip(*digits), [], len(digits)
+    images, labels = zip(*digits)
+    answers, count = [], len(digits)
     with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
             answers += share_out(task, part)
@@ -1131,8 +1138,9 @@ def report(weights, settings, digits):
         right = sum(said[question]['name'] == ANSWERS[question][label]
                     for (said, _), label in zip(answers, labels))
         which = '' if question == 'name' else f' of {question}'
+        low, high = interval(right, count)
         print(f'test accuracy{which}: {right}/{count} = {right / count:.2%} '
-              '(95% interval {:.2f}-{:.2f})'.format(*interval(right, count)), flush=True)
+              f'(95% interval {low:.2f}-{high:.2f})', flush=True)
 
 def interval(n, count):
     """n right answers of count -> the 95% interval of the true accuracy, in % (Wilson 1927)"""
@@ -1149,8 +1157,9 @@ def main(argv=None):
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
-    images = f', {len(digits):,} training images, {len(test):,} test images'
-    print(f'{len(numbers):,} parameters' + images * bool(needed))
+    images = f', {len(digits):,} training images, {len(test):,} test images' if needed else ''
+    print(f'{len(numbers):,} parameters{images}')
+    # The size is always told, the number of processes never.
     usual = {**vars(complete({'size': settings.size})), 'size': None, 'jobs': settings.jobs}
     print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
                     if vars(settings)[name] != usual[name]), flush=True)

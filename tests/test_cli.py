@@ -181,6 +181,10 @@ class Reports(Runs):
         """A loss that is not a number ends training; the weights of before stay on disk."""
         kept = self.folder / 'kept.json'
         kept.write_bytes(b'kept')
+        for stage in vlm.STAGES:  # a letter whose probability is not a number is not known
+            argv = [*self.tiny, '--stage', stage, '--steps', 40, '--lr', 1e9, '--save', kept]
+            with self.subTest(stage):
+                self.refused(1, 'lower --lr', *argv)
         for loss in math.nan, math.inf:
             self.patch(vlm, learn=lambda *_: iter([1.0, loss]))
             for tty in False, True:
