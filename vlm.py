@@ -505,6 +505,87 @@ def learning_places(settings):
     names = [name for name, shape in shapes(settings).items() for _ in range(math.prod(shape))]
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
+# ---- Settings ------------------------------------------------------------------------------------
+
+# name, group, default at size 8 / 14, least (null: any), what it is
+OPTIONS = """
+size            common    8/14      1     pixels on a side, 8 or 14
+steps           common    380/1150  0     training steps, one minibatch each
+seed            common    1         0     fixes the first weights, the order of the images
+test            common    10000     1     test images to report on; with draw or page, none
+jobs            common    0         0     processes; 0 is one for each processor
+data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
+save            common    null      null  write the weights to this file, as JSON
+load            common    null      null  only speak, with these weights; with --steps, learn on
+draw            common    null      null  draw answers, such as seven,three, or all
+page            common    null      null  then serve a page to play with, at this port
+questions       common    null      null  such as name,parity; else what FILE knows, or name
+stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
+lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
+batch           learning  32        1     images in a minibatch
+decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
+reconstruction  learning  0.5       0.0   factor of the rebuilding loss
+distort         learning  0.0       0.0   data augmentation: up to 3 pixels of shift, slant, stretch
+known           learning  0.85      0.0   a letter of higher probability teaches nothing
+tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
+patches         model     1         1     patches per side of the image; 1 is the whole
+width           model     16        1     numbers in the vector of a token
+layers          model     1         1     transformer layers
+heads           model     1         1     attention heads; they share the width
+pieces          model     2         1     of a query and a key; 1 is dot-product attention
+mlp             model     1         1     hidden units of a layer, per number of the width
+temperature     speaking  0.0       0.0   above 0: a random letter, not the likeliest
+top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
+"""
+ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
+SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
+
+def complete(given):
+    """some settings -> all: the others are the defaults of their size"""
+    column = -1 if given.get('size') == 14 else 0
+    settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
+    # learned: the questions that the weights know, of the file or else those asked for.
+    # questions: those asked in this run, or else all that are learned.
+    learned = given.get('learned', given.get('questions', ['name']))
+    settings.update(learned=learned, questions=learned)
+    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
+    settings['vocabulary'] = sorted(set(''.join(texts)))
+    settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
+    return argparse.Namespace(**{**settings, **given})
+
+def mistakes(settings):
+    """-> what is wrong with the settings, if anything"""
+    for name, _, _, least, _ in ROWS:
+        value, least = vars(settings)[name], json.loads(least)
+        if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
+            return f'{name} must be from {least} to 1e9, not {value!r}'
+    s, asked = settings, settings.questions
+    count = s.tokens.count(2) * s.width  # of latents of degree 2
+    rules = {
+        'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
+        'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
+        'tokens must be degrees from 1 to 4':
+            # As texts, for 2.0 and True are none.
+            s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
+        'tokens of degree 4 need an even number of latents of degree 2':
+            4 not in s.tokens or count > 0 and count % 2 == 0,
+        'distort must be at most 3': s.distort <= 3,
+        f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
+            asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
+        'draw must be answers that the model knows, or all':
+            not s.draw or all(question_of(s, name) for name in to_draw(s)),
+        f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
+        'stage eye needs tokens of degree 2, and reconstruction':
+            s.stage != 'eye' or count * s.reconstruction}
+    return '; '.join(rule for rule, good in rules.items() if not good)
+
+def to_draw(settings):
+    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
+    if settings.draw == ['all']:
+        first = next(filter(settings.questions.__contains__, ANSWERS), None)
+        return list(dict.fromkeys(ANSWERS.get(first, [])))
+    return ','.join(settings.draw).split(',')
+
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # Results come back and are added up in order, which sums of floats depend on: so any number of
 # processes learns the same weights, to the last bit.
@@ -975,90 +1056,11 @@ def serve(server, weights, settings):
             webbrowser.open(address)
         server.serve_forever()
 
-# ---- Settings and the command line ---------------------------------------------------------------
-
-# name, group, default at size 8 / 14, least (null: any), what it is
-OPTIONS = """
-size            common    8/14      1     pixels on a side, 8 or 14
-steps           common    380/1150  0     training steps, one minibatch each
-seed            common    1         0     fixes the first weights, the order of the images
-test            common    10000     1     test images to report on; with draw or page, none
-jobs            common    0         0     processes; 0 is one for each processor
-data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
-save            common    null      null  write the weights to this file, as JSON
-load            common    null      null  only speak, with these weights; with --steps, learn on
-draw            common    null      null  draw answers, such as seven,three, or all
-page            common    null      null  then serve a page to play with, at this port
-questions       common    null      null  such as name,parity; else what FILE knows, or name
-stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
-lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
-batch           learning  32        1     images in a minibatch
-decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
-reconstruction  learning  0.5       0.0   factor of the rebuilding loss
-distort         learning  0.0       0.0   data augmentation: up to 3 pixels of shift, slant, stretch
-known           learning  0.85      0.0   a letter of higher probability teaches nothing
-tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
-patches         model     1         1     patches per side of the image; 1 is the whole
-width           model     16        1     numbers in the vector of a token
-layers          model     1         1     transformer layers
-heads           model     1         1     attention heads; they share the width
-pieces          model     2         1     of a query and a key; 1 is dot-product attention
-mlp             model     1         1     hidden units of a layer, per number of the width
-temperature     speaking  0.0       0.0   above 0: a random letter, not the likeliest
-top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
-"""
-ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
-
-def complete(given):
-    """some settings -> all: the others are the defaults of their size"""
-    column = -1 if given.get('size') == 14 else 0
-    settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    # learned: the questions that the weights know, of the file or else those asked for.
-    # questions: those asked in this run, or else all that are learned.
-    learned = given.get('learned', given.get('questions', ['name']))
-    settings.update(learned=learned, questions=learned)
-    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
-    settings['vocabulary'] = sorted(set(''.join(texts)))
-    settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
-    return argparse.Namespace(**{**settings, **given})
-
-def mistakes(settings):
-    """-> what is wrong with the settings, if anything"""
-    for name, _, _, least, _ in ROWS:
-        value, least = vars(settings)[name], json.loads(least)
-        if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
-            return f'{name} must be from {least} to 1e9, not {value!r}'
-    s, asked = settings, settings.questions
-    count = s.tokens.count(2) * s.width  # of latents of degree 2
-    rules = {
-        'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
-        'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
-        'tokens must be degrees from 1 to 4':
-            # As texts, for 2.0 and True are none.
-            s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
-        'tokens of degree 4 need an even number of latents of degree 2':
-            4 not in s.tokens or count > 0 and count % 2 == 0,
-        'distort must be at most 3': s.distort <= 3,
-        f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
-            asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
-        'draw must be answers that the model knows, or all':
-            not s.draw or all(question_of(s, name) for name in to_draw(s)),
-        f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
-        'stage eye needs tokens of degree 2, and reconstruction':
-            s.stage != 'eye' or count * s.reconstruction}
-    return '; '.join(rule for rule, good in rules.items() if not good)
+# ---- The command line ----------------------------------------------------------------------------
 
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(map(int, text.split(',')))
-
-def to_draw(settings):
-    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
-    if settings.draw == ['all']:
-        first = next(filter(settings.questions.__contains__, ANSWERS), None)
-        return list(dict.fromkeys(ANSWERS.get(first, [])))
-    return ','.join(settings.draw).split(',')
 
 SPECIAL = {  # what argparse needs to know of some options
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
