@@ -227,8 +227,8 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
-# from rmsnorm(h), and add it to h (a residual connection). After the last, h gives scores for the
-# next letter.
+# from h, brought to a size of 1 by rmsnorm(), and add it to h, which so keeps what it knew (a
+# residual connection). After the last, h gives scores for the next letter.
 #
 # The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
 # query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
