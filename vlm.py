@@ -160,12 +160,11 @@ def softmax(scores, scale=1.0):
 # their defaults in brackets), its latents. A latent answers a question about the image x. Degree 1
 # is l.x, the dot product of x and a row of weights l, a pattern: how much of it is there? Degree 2
 # is (l.x)(r.x): large only if both are there (or both negative). Degree 3 multiplies three, and
-# reads the contrast instead of x: x less its mean, rescaled (learns faster).
-#
-# Each token has one degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its
-# r 'eye0.1'. Two options are off by default: an image may be cut into patches (1 per side), each
-# with its tokens; and degree 4 asks whether two things that degree 2 finds are there together. Let
-# f be all latents of degree 2, and a and b its two halves, rescaled: degree 4 is (l.a)(r.b).
+# reads the contrast instead of x: x less its mean, rescaled (learns faster). Each token has one
+# degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its r 'eye0.1'. Two
+# options: an image may be cut into patches (1 per side), each with its tokens. And degree 4 (none)
+# asks whether two things that degree 2 finds are there together: if f is all latents of degree 2,
+# and a and b its two halves, rescaled, it is (l.a)(r.b).
 
 def see(weights, settings, x):
     """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
@@ -229,13 +228,11 @@ def rebuilding_loss(weights, settings, vision, x):
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
 # from h, brought to a size of 1 by rmsnorm(), and add it to h, which so keeps what it knew (a
 # residual connection). After the last, h gives scores for the next letter.
-#
 # The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
 # query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
 # '<', say, has 4 scores: the dot products of its query with the keys so far (causal attention),
 # those of 3 vision tokens and its own. Softmax makes 4 shares of them, like .5 .3 .1 .1; what '<'
 # fetches is the sum of the 4 values, each times its share. A (KV) cache keeps keys and values.
-#
 # Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
 # large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
 # (1) can look for several things at once: each does all this on its own part of query, key and
@@ -327,13 +324,12 @@ def matrices(settings, numbers):
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
-# numbers, the gradient (backward pass), and move each number against its derivative.
-#
-# The loss of a letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1,
-# else more (so p is e^-loss). The mouth is fed the right letters (teacher forcing). Those with p
-# above settings.known (0.85) teach little, and are left out: backward() skips them, as their grad
-# is 0 (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the losses
-# of its letters, plus settings.reconstruction (0.5) times the part not drawn again.
+# numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
+# letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more (so p
+# is e^-loss). The mouth is fed the right letters (teacher forcing). Those with p above
+# settings.known (0.85) teach little, and are left out: backward() skips them, as their grad is 0
+# (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the losses of
+# its letters, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -356,9 +352,13 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
+LEAVES = []  # the weights as Values: made once, as that takes time
 def gradient(settings, loss_of, numbers, portion):
     """part of a minibatch -> what it adds to the mean loss, and to the gradient [numbers]"""
-    leaves = list(map(Value, numbers))
+    LEAVES.extend(map(Value, numbers[len(LEAVES):]))
+    leaves = LEAVES[:len(numbers)]
+    for leaf, number in zip(leaves, numbers):
+        leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, leaves), 0.0
     # The tape now has how G was computed, once for all these examples. We lay it aside: so the
     # grads of G add up over the examples, like those of leaves. At the end G hands them on.
