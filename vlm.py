@@ -228,6 +228,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # plus a row for its position, as attention by itself knows no order. Layers (1) find something out
 # from h, brought to a size of 1 by rmsnorm(), and add it to h, which so keeps what it knew (a
 # residual connection). After the last, h gives scores for the next letter.
+#
 # The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
 # query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
 # '<', say, has 4 scores: the dot products of its query with the keys so far (causal attention),
@@ -286,7 +287,6 @@ def next_logits(weights, settings, letter, place, cache):
     return transformer(weights, settings, add(row, weights['mouth.text_position'][place]), cache)
 
 # ---- The weights: one flat list of floats, `numbers`, cut into matrices to compute with ----------
-
 def shapes(settings):
     """-> the shape of every matrix: name -> (rows, columns)"""
     width, pixels = settings.width, (settings.size // settings.patches) ** 2
@@ -353,6 +353,7 @@ def joint_loss(weights, settings, x, text):
     return rebuilding + naming_loss(weights, settings, vision, text)
 
 LEAVES = []  # the weights as Values: made once, as that takes time
+
 def gradient(settings, loss_of, numbers, portion):
     """part of a minibatch -> what it adds to the mean loss, and to the gradient [numbers]"""
     LEAVES.extend(map(Value, numbers[len(LEAVES):]))
@@ -396,7 +397,6 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
         yield sum(losses)
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
-
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
     """prefill()'s cache -> pairs (letter, its probability), to EOS (greedy decoding)"""
     for place in range(settings.longest):
