@@ -96,8 +96,8 @@ class Value:
 # derivatives. The same functions serve both. Docstrings give shapes: `a [n] -> [m]` takes a vector
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
-# and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i: one edge pairs
-# the Values of a with the numbers of b, the other the Values of b with the numbers of a.
+# and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i. So it has two
+# edges: (the Values of a, the numbers of b) and (the Values of b, the numbers of a).
 
 class Vector(list):
     """A list of Values and, in `data`, their numbers, for dot(). collect() makes it."""
@@ -149,8 +149,8 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # i == j counts as 1 or 0. By score_j, e_i (of exps) has the derivative (i == j) scale e_i, and
-    # their sum T scale e_j. Quotient rule: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
+    # e: exps, T: total; i == j is 1 or 0. By score_j, e_i has the derivative scale (i == j) e_i,
+    # and T has scale e_j. Quotient rule: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
     # = scale p_i ((i == j) - p_j).
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
@@ -162,9 +162,9 @@ def softmax(scores, scale=1.0):
 # is (l.x)(r.x): large only if both are there (or both negative). Degree 3 multiplies three, and
 # reads the contrast instead of x: x less its mean, rescaled (learns faster). Each token has one
 # degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its r 'eye0.1'. Two
-# options: an image may be cut into patches (1 per side), each with its tokens. And degree 4 (none)
-# asks whether two things that degree 2 finds are there together: if f is all latents of degree 2,
-# and a and b its two halves, rescaled, it is (l.a)(r.b).
+# options: an image may be cut into patches (1 per side), each with its tokens. And degree 4 (off)
+# asks whether two things that degree 2 finds are there together: join all latents of degree 2 to
+# one list f; degree 4 is (l.a)(r.b), where a and b are the halves of f, rescaled.
 
 def see(weights, settings, x):
     """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
@@ -190,14 +190,14 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# A second teacher asks latents of degree 2 to draw again what they saw (an autoencoder): not x, but
-# all products x_p x_q of two pixels, as that is what they know, (l.x)(r.x) = sum_pq l_p r_q x_p x_q
-# (Dooms and Gauderis 2025, arXiv:2510.16820). It helps to draw later, not to name. Let a b^T be the
-# table with a_p b_q in row p, column q: the image's is B = x x^T. For tables, too, . multiplies and
-# adds up elements: (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
+# A second loss: how badly do the latents of degree 2 draw again what they saw (an autoencoder;
+# Dooms and Gauderis 2025, arXiv:2510.16820)? Not x, but the table B of all products x_p x_q: that
+# is what they know, (l.x)(r.x) = sum_pq l_p r_q x_p x_q. Let a b^T be the table with a_p b_q in row
+# p, column q: B = x x^T. For tables, too, . multiplies and adds up elements: (a b^T).(c d^T) =
+# sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
 #     A = sum_j f_j (l_j r_j^T), the drawing: each as strongly as f_j says; it is to be near B
-#     (A - B).(A - B) = A.A - 2 A.B + B.B, what is missing; we need not make A or B:
+#     (A - B).(A - B) = A.A - 2 A.B + B.B, the squared error; no term needs A or B:
 #     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # G needs no image: it is made once for many, as weights['gram'].
@@ -236,7 +236,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # fetches is the sum of the 4 values, each times its share. A (KV) cache keeps keys and values.
 # Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
 # large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
-# (1) can look for several things at once: each does all this on its own part of query, key and
+# (one here) look for several things at once: each does all this on its own part of query, key and
 # value, and the matrix `output` joins what they fetch.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
@@ -249,7 +249,7 @@ def attention(settings, query, keys):
         scores = [dot(query[first], key[first]) for key in keys]
         for piece in range(first + 1, first + settings.pieces):
             scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A dot of n products of random sign is about sqrt(n) in size: each is divided by that.
+        # A score is a product of dots, each about sqrt(n) in size: divided by sqrt(n) ** pieces.
         shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
     return shares
 
@@ -306,7 +306,7 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers, scaled so that dot products are of a size of about 1"""
-    # What begins at 0 adds nothing yet. It learns, as d(w.x)/dw is x; then errors flow through it.
+    # A w of 0 adds nothing and passes no error to x, but learns (d(w.x)/dw is x): soon it does.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -326,10 +326,10 @@ def matrices(settings, numbers):
 # To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more (so p
-# is e^-loss). The mouth is fed the right letters (teacher forcing). Those with p above
-# settings.known (0.85) teach little, and are left out: backward() skips them, as their grad is 0
-# (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the losses of
-# its letters, plus settings.reconstruction (0.5) times the part not drawn again.
+# is e^-loss). The mouth is fed the right letters (teacher forcing). Letters with p above
+# settings.known (0.85) teach little: left out of the sum, they have a grad of 0, and backward()
+# skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the
+# losses of its letters, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -352,7 +352,7 @@ def joint_loss(weights, settings, x, text):
     rebuilding = settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     return rebuilding + naming_loss(weights, settings, vision, text)
 
-LEAVES = []  # the weights as Values: made once, as that takes time
+LEAVES = []  # the weights as Values: made by the first call, then used again, to save time
 
 def gradient(settings, loss_of, numbers, portion):
     """part of a minibatch -> what it adds to the mean loss, and to the gradient [numbers]"""
@@ -361,20 +361,20 @@ def gradient(settings, loss_of, numbers, portion):
     for leaf, number in zip(leaves, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, leaves), 0.0
-    # The tape now has how G was computed, once for all these examples. We lay it aside: so the
-    # grads of G add up over the examples, like those of leaves. At the end G hands them on.
+    # The tape now holds the steps to G. While it is laid aside, G is like a leaf: each backward()
+    # adds to its grads, and stops there. Put back, it hands their sums on to the weights, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward()
         total += loss.data
     Value.tape = gram_tape
-    Value(0.0).backward()  # of no parents, it only starts the walk
+    Value(0.0).backward()  # walks the tape; adds nothing itself
     return total, [leaf.grad for leaf in leaves]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
-# by rate * mean / sqrt(square): about the rate, less if signs vary. Decay keeps all small (AdamW).
-BETA1, BETA2 = 0.85, 0.9  # the share of the old mean in a new one; the rest is of the derivative
+# by rate * mean / sqrt(square): about the rate if signs agree. Decay keeps all small (AdamW).
+BETA1, BETA2 = 0.85, 0.9  # new mean = BETA * old mean + (1 - BETA) * new term
 PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one each
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
@@ -387,7 +387,7 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_ou
         losses, grads = zip(*share_out(work, portions))  # share_out is, or works like, map()
         grad = [sum(column) for column in zip(*grads)]
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        # A mean begins at 0, so the shares of all derivatives in it add up to less than 1, to this:
+        # Means begin at 0, so at first they are too small, by these factors: move divides by them.
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]

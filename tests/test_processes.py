@@ -201,7 +201,8 @@ sys.stderr.isatty = lambda: True; multiprocessing.set_start_method(os.environ['M
         for method, (sign, number, expected) in itertools.product(METHODS, ends):
             with self.subTest(number.name, method=method):
                 process = self.popen(*argv, program=driver, start_new_session=True, env={
-                    'PYTHONPATH': f'{self.folder}:{PROGRAM.parent}', 'METHOD': method},
+                    'PYTHONPATH': os.pathsep.join(map(str, [self.folder, PROGRAM.parent])),
+                    'METHOD': method},
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
                 self.assertIn(b'step ', process.stderr.read(80))  # each step, as on a terminal
                 others = group(process.pid)
