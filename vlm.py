@@ -469,10 +469,10 @@ def sampler(settings, x, question):
 def answer(weights, settings, x):
     """image x -> {question: what the mouth says}, the part that is not drawn again"""
     vision, said = see(weights, settings, x), {}
+    tokens = sum(map(len, vision))
     for question in settings.questions:
         choose = [sampler(settings, x, question)] if settings.temperature else []  # else the best
         cache, letters = prefill(weights, settings, vision), []
-        tokens = len(list(chain(*vision)))
         for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
             heads = [head for _, _, shares in cache for head in shares[-1]]  # of all layers
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
@@ -516,7 +516,7 @@ test            common    10000     1     test images to report on; with draw or
 jobs            common    0         0     processes; 0 is one for each processor
 data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null      null  write the weights to this file, as JSON
-load            common    null      null  only speak, with these weights; with --steps, learn on
+load            common    null      null  only speak, with these; with --steps or --stage, learn on
 draw            common    null      null  draw answers, such as seven,three, or all
 page            common    null      null  then serve a page to play with, at this port
 questions       common    null      null  such as name,parity; else what FILE knows, or name
@@ -565,7 +565,7 @@ def mistakes(settings):
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
-            # As texts, for 2.0 and True are none.
+            # str(), as 2.0 and True are no degrees.
             s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or count > 0 and count % 2 == 0,
@@ -582,7 +582,7 @@ def mistakes(settings):
 def to_draw(settings):
     """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
     if settings.draw == ['all']:
-        first = next(filter(settings.questions.__contains__, ANSWERS), None)
+        first = next((q for q in ANSWERS if q in settings.questions), None)
         return list(dict.fromkeys(ANSWERS.get(first, [])))
     return ','.join(settings.draw).split(',')
 
@@ -701,7 +701,7 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Of two with one question, one ends after two letters: the rest is easier.
+            # Two share a question; one of them ends after two letters: the rest is easier.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -864,7 +864,7 @@ DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # dot(a, b): no floats as a
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # as the pixels: see dot()
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
     aims.known, aims.reconstruction = 1.0, LIKENESS  # every letter counts
@@ -903,7 +903,7 @@ def centre(ink):
     for _ in 'columns', 'rows':
         lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
         masses = [sum(line) for line in zip(*lines)]
-        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # or: nothing drawn
+        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # 1.0: no ink
         lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
     return list(chain(*lines))
 
