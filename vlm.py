@@ -24,12 +24,13 @@ If you know Python and school calculus, you can read the algorithm in three to f
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, islice
 from operator import mul
 
 BOS, EOS = '<', '>'
 sumprod = getattr(math, 'sumprod', None) or (lambda a, b: sum(map(mul, a, b)))  # new in 3.12
+product = partial(reduce, mul)  # of a list: product([a, b, c]) is a * b * c
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
 # A model learns by small changes to its numbers, its weights, that lower one number, the loss: how
@@ -80,16 +81,20 @@ class Value:
 
     def backward(self):
         """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
-        # Going back, we meet a Value only after all its users: its grad is then complete, without
-        # any sorting. A leaf's grad adds up, over all its uses and all calls of backward().
         self.grad = 1.0  # the derivative of self by itself
-        for node in reversed(Value.tape):
+        Value.walk_back(Value.tape)
+
+    @staticmethod
+    def walk_back(tape):
+        """Hand each grad on to the parents, the newest Value of a tape first; empty the tape."""
+        # A Value comes after all its users, so its grad is complete by then: no sort is needed.
+        for node in reversed(tape):
             grad = node.grad
             if grad:  # else it has nothing to hand on
                 for parents, derivatives in node.edges:
                     for parent, derivative in zip(parents, derivatives):
                         parent.grad += grad * derivative
-        Value.tape.clear()
+        tape.clear()
 
 # ---- Vectors: dot products and other tools -------------------------------------------------------
 # A vector is a list of numbers: of Values while learning, of floats while speaking, when we need no
@@ -156,18 +161,18 @@ def softmax(scores, scale=1.0):
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of settings.width numbers (16; settings are the options of a run, with
-# their defaults in brackets), its latents. A latent answers a question about the image x. Degree 1
-# is l.x, the dot product of x and a row of weights l, a pattern: how much of it is there? Degree 2
-# is (l.x)(r.x): large only if both are there (or both negative). Degree 3 multiplies three, and
-# reads the contrast instead of x: x less its mean, rescaled (learns faster). Each token has one
-# degree: settings.tokens (2, 3, 3). Token 0's rows l are weights['eye0.0'], its r 'eye0.1'. Two
-# options: an image may be cut into patches (1 per side), each with its tokens. And degree 4 (off)
-# asks whether two things that degree 2 finds are there together: join all latents of degree 2 to
-# one list f; degree 4 is (l.a)(r.b), where a and b are the halves of f, rescaled.
+# A vision token is a vector of latents: 16, by default (settings.width; settings has the options of
+# a run). A latent answers a question about the image x. It compares x with patterns, rows of
+# weights, by dot products; its degree says how many are multiplied:
+#     degree 1: l.x         how much of the pattern l is in x?
+#     degree 2: (l.x)(r.x)  are both l and r in it (or is neither: two negative dot products)?
+#     degree 3: three, and of the contrast, x less its mean, rescaled (that learns faster)
+#     degree 4: (l.a)(r.b)  of what degree 2 found: a and b are halves of those latents, rescaled
+# All latents of a token have one degree. By default there are three tokens, of degrees 2, 3 and 3
+# (settings.tokens); token 0 has the patterns l in weights['eye0.0'] and r in weights['eye0.1'].
 
 def see(weights, settings, x):
-    """image x, its patches one after another -> vision tokens [patches^2][tokens][width]"""
+    """image x, cut into patches (1, by default) -> vision tokens [patches^2][tokens][width]"""
     return [look(weights, settings, patch) for patch in split(x, len(x) // settings.patches ** 2)]
 
 def look(weights, settings, patch):
@@ -175,14 +180,13 @@ def look(weights, settings, patch):
     tokens, mean = [], sum(patch) / len(patch)
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):
-        inputs = [contrast if degree == 3 else patch] * degree
         if degree == 4:  # f is complete by now, as settings.tokens is sorted
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
-        for factor, a in enumerate(inputs):
-            dots = linear(weights[f'eye{number}.{factor}'], a)
-            token = collect([v * w for v, w in zip(token, dots)]) if factor else dots
-        tokens.append(token)
+        else:
+            inputs = [contrast if degree == 3 else patch] * degree  # the same for each factor
+        factors = [linear(weights[f'eye{number}.{i}'], a) for i, a in enumerate(inputs)]
+        tokens.append(collect([product(column) for column in zip(*factors)]))
     return tokens
 
 def code(settings, tokens):
@@ -200,7 +204,6 @@ def code(settings, tokens):
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, the squared error; no term needs A or B:
 #     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# G needs no image: it is made once for many, as weights['gram'].
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -208,7 +211,7 @@ def patterns(weights, settings, factor):
             for row in weights[f'eye{number}.{factor}']]
 
 def gram(weights, settings):
-    """-> G [k][k]"""
+    """-> G [k][k], weights['gram']: it needs no image, so it is made once for many"""
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     k = range(len(left))
     half = {(i, j): dot(left[i], left[j]) * dot(right[i], right[j]) for i in k for j in k if i <= j}
@@ -225,9 +228,9 @@ def rebuilding_loss(weights, settings, vision, x):
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
-# plus a row for its position, as attention by itself knows no order. Layers (1) find something out
-# from h, brought to a size of 1 by rmsnorm(), and add it to h, which so keeps what it knew (a
-# residual connection). After the last, h gives scores for the next letter.
+# plus a row for its position, as attention by itself knows no order. A layer (one, by default) adds
+# to h what it finds out from it. So h keeps what it knew: a residual connection. After the last
+# layer, h gives scores for the next letter. What reads h gets it from rmsnorm(), at a size of 1.
 #
 # The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
 # query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
@@ -236,21 +239,18 @@ def rebuilding_loss(weights, settings, vision, x):
 # fetches is the sum of the 4 values, each times its share. A (KV) cache keeps keys and values.
 # Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
 # large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
-# (one here) look for several things at once: each does all this on its own part of query, key and
-# value, and the matrix `output` joins what they fetch.
+# (default: one) do this each on its own part of query, key and value; `output` joins what they get.
 #
-# The second half, an MLP, works on h alone: `up` makes hidden numbers (16), relu sets those below 0
-# to 0 (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
+# The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
+# (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
-    """query [heads * pieces][n], keys [so far][heads * pieces][n] -> shares [heads][so far]"""
+    """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
     shares = []
-    for first in range(0, len(query), settings.pieces):  # the first piece of each head
-        scores = [dot(query[first], key[first]) for key in keys]
-        for piece in range(first + 1, first + settings.pieces):
-            scores = [score * dot(query[piece], key[piece]) for score, key in zip(scores, keys)]
-        # A score is a product of dots, each about sqrt(n) in size: divided by sqrt(n) ** pieces.
-        shares.append(softmax(collect(scores), len(query[0]) ** (-settings.pieces / 2)))
+    scale = len(query[0][0]) ** (-settings.pieces / 2)  # dots are about sqrt(n) in size
+    for head, pieces in enumerate(query):
+        scores = [product(map(dot, pieces, key[head])) for key in keys]
+        shares.append(softmax(collect(scores), scale))
     return shares
 
 def fetch(shares, values):
@@ -264,10 +264,10 @@ def transformer(weights, settings, h, cache, predict=True):
     n = settings.width // settings.heads // settings.pieces
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
-        keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
+        keys.append(split(split(linear(weights[f'mouth{layer}.key'], normed), n), settings.pieces))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else only its key and value are used
-            query = split(linear(weights[f'mouth{layer}.query'], normed), n)
+        if predict or layer < settings.layers - 1:  # else h is of no more use
+            query = split(split(linear(weights[f'mouth{layer}.query'], normed), n), settings.pieces)
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
             hidden = relu(linear(weights[f'mouth{layer}.up'], rmsnorm(h)))
@@ -306,7 +306,7 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers, scaled so that dot products are of a size of about 1"""
-    # A w of 0 adds nothing and passes no error to x, but learns (d(w.x)/dw is x): soon it does.
+    # Matrices of 0 add nothing, and hand no error on; but they learn (d(w.x)/dw is x), and then do.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -327,9 +327,9 @@ def matrices(settings, numbers):
 # numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more (so p
 # is e^-loss). The mouth is fed the right letters (teacher forcing). Letters with p above
-# settings.known (0.85) teach little: left out of the sum, they have a grad of 0, and backward()
-# skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of the
-# losses of its letters, plus settings.reconstruction (0.5) times the part not drawn again.
+# settings.known (default: 0.85) teach little: left out of the sum, they have a grad of 0, and
+# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the
+# sum of its letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -361,37 +361,37 @@ def gradient(settings, loss_of, numbers, portion):
     for leaf, number in zip(leaves, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, leaves), 0.0
-    # The tape now holds the steps to G. While it is laid aside, G is like a leaf: each backward()
-    # adds to its grads, and stops there. Put back, it hands their sums on to the weights, once.
+    # The tape now holds the steps from the weights to G. We lay it aside: so backward() stops at G,
+    # adding to its grads as to a leaf's. When all have, we walk it, once: on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in portion:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward()
         total += loss.data
-    Value.tape = gram_tape
-    Value(0.0).backward()  # walks the tape; adds nothing itself
+    Value.walk_back(gram_tape)
     return total, [leaf.grad for leaf in leaves]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
 # by rate * mean / sqrt(square): about the rate if signs agree. Decay keeps all small (AdamW).
-BETA1, BETA2 = 0.85, 0.9  # new mean = BETA * old mean + (1 - BETA) * new term
+BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one each
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
     """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
+    new1, new2 = 1 - BETA1, 1 - BETA2
     work = partial(gradient, settings, loss_of, numbers)  # it sees how numbers change
     for step in range(1, settings.steps + 1):
         batch = list(islice(examples, settings.batch))  # of an endless iterator
         portions = split(batch, math.ceil(len(batch) / PORTIONS))
         losses, grads = zip(*share_out(work, portions))  # share_out is, or works like, map()
-        grad = [sum(column) for column in zip(*grads)]
+        grad = reduce(add, grads)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        # Means begin at 0, so at first they are too small, by these factors: move divides by them.
+        # Means begin at 0: so far, the parts of all their terms add up to these, not to 1.
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
-            means[i] = mean = BETA1 * means[i] + (1 - BETA1) * grad[i]
-            squares[i] = square = BETA2 * squares[i] + (1 - BETA2) * grad[i] * grad[i]
+            means[i] = mean = BETA1 * means[i] + new1 * grad[i]
+            squares[i] = square = BETA2 * squares[i] + new2 * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
             numbers[i] -= rate * (move + settings.decay * numbers[i])
         yield sum(losses)
@@ -919,11 +919,11 @@ def kept(weights, settings, x):
         for _ in range(10):
             # (A + A^T) v = sum of f_j (r_j.v) l_j and f_j (l_j.v) r_j, over j; + joins lists
             amounts = list(map(mul, f + f, linear(right + left, v)))
-            product = linear(list(zip(*left, *right)), amounts)
-            length = math.sqrt(dot(product, product) / len(v))
-            v = rmsnorm([a + length * b for a, b in zip(product, v)])
+            turned = linear(list(zip(*left, *right)), amounts)
+            length = math.sqrt(dot(turned, turned) / len(v))
+            v = rmsnorm([a + length * b for a, b in zip(turned, v)])
         # Its strength, but for a factor that is the same for all patches; its sign is the patch's.
-        strength = math.copysign(max(dot(product, v), 0.0) ** 0.5, dot(patch, v))
+        strength = math.copysign(max(dot(turned, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
 

@@ -192,8 +192,9 @@ class Layers(Case):
 
                 def layer(query, keys, values):
                     n = 4 // pieces
-                    keys = [vlm.split(key, n) for key in vlm.split(keys, 8)]
-                    shares = vlm.attention(settings, vlm.split(query, n), keys)
+                    query, *keys = [vlm.split(vlm.split(vector, n), pieces)
+                                    for vector in [query, *vlm.split(keys, 8)]]
+                    shares = vlm.attention(settings, query, keys)
                     return vlm.fetch(shares, vlm.split(values, 8))
 
                 def formula(query, keys, values):
