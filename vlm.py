@@ -48,16 +48,16 @@ class Value:
     >>> c.data, a.grad, b.grad    # dc/da = b + 1, as a is used twice; dc/db = a
     (8.0, 4.0, 2.0)
 
-    An edge is a pair: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)), as
-    it grows 3 times as fast as a and twice as fast as b. What dot() makes, below, may have two.
+    An edge is two lists: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)),
+    as it grows 3 times as fast as a and twice as fast as b. Only dot(), below, makes two of them.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
-    tape = []  # every Value that was computed, oldest first: parents come before children
+    tape = []  # every Value that was computed, oldest first
 
     def __init__(self, data, *edges):
         self.data = data    # the number itself
         self.grad = 0.0     # derivative of the loss by this number: backward() adds to it
-        self.edges = edges  # pairs: parents, derivatives of this number by them
+        self.edges = edges  # of this number: to parents, with its derivatives by them
         if edges:           # a Value without parents, such as a weight, is a leaf
             Value.tape.append(self)
 
@@ -80,21 +80,20 @@ class Value:
     __radd__, __rmul__ = __add__, __mul__  # for 2 * a: Python asks a
 
     def backward(self):
-        """Add to v.grad, for every leaf v, the derivative of self by v; empty the tape."""
+        """Add to the grad of each Value on the way the derivative of self by it; empty the tape."""
         self.grad = 1.0  # the derivative of self by itself
-        Value.walk_back(Value.tape)
+        walk_back(Value.tape)
 
-    @staticmethod
-    def walk_back(tape):
-        """Hand each grad on to the parents, the newest Value of a tape first; empty the tape."""
-        # A Value comes after all its users, so its grad is complete by then: no sort is needed.
-        for node in reversed(tape):
-            grad = node.grad
-            if grad:  # else it has nothing to hand on
-                for parents, derivatives in node.edges:
-                    for parent, derivative in zip(parents, derivatives):
-                        parent.grad += grad * derivative
-        tape.clear()
+def walk_back(tape):
+    """Hand the grad of each Value on to its parents, newest first; empty the tape."""
+    # All that was computed from a Value is newer, and has had its turn: then its grad is complete.
+    for node in reversed(tape):
+        grad = node.grad
+        if grad:  # else it has nothing to hand on
+            for parents, derivatives in node.edges:
+                for parent, derivative in zip(parents, derivatives):
+                    parent.grad += grad * derivative
+    tape.clear()
 
 # ---- Vectors: dot products and other tools -------------------------------------------------------
 # A vector is a list of numbers: of Values while learning, of floats while speaking, when we need no
@@ -102,14 +101,15 @@ class Value:
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
 # and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i. So it has two
-# edges: (the Values of a, the numbers of b) and (the Values of b, the numbers of a).
+# edges: (the Values of a, the numbers of b) and (the Values of b, the numbers of a). The sum of n
+# products of size 1 is about sqrt(n) in size, not n, if their signs are random: many cancel.
 
 class Vector(list):
     """A list of Values and, in `data`, their numbers, for dot(). collect() makes it."""
     __slots__ = 'data',
 
 def collect(numbers):
-    """Values [n] -> Vector [n]; floats [n] -> the same [n]"""
+    """Values [n] -> Vector [n]; a list of anything else, such as floats -> the same list"""
     if not numbers or type(numbers[0]) is not Value:
         return numbers
     out = Vector(numbers)
@@ -137,7 +137,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])  # not 0.0: collect() wants Values
 
 def rmsnorm(a):
-    """a [n] -> [n], divided by its root mean square, which is then 1 (Zhang and Sennrich 2019)"""
+    """a [n] -> [n], of mean square 1: a size that its readers can rely on (Zhang, Sennrich 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -154,37 +154,36 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # e: exps, T: total; i == j is 1 or 0. By score_j, e_i has the derivative scale (i == j) e_i,
-    # and T has scale e_j. Quotient rule: dp_i / dscore_j = scale ((i == j) e_i T - e_i e_j) / T^2
-    # = scale p_i ((i == j) - p_j).
+    # By score_j, e_i (exps) has the derivative scale e_i if i == j, else 0; T (total) has scale
+    # e_j. Quotient rule, with i == j as 1 or 0: p_i has (scale e_i (i == j) T - e_i scale e_j) /
+    # T^2 = scale p_i ((i == j) - p_j).
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of latents: 16, by default (settings.width; settings has the options of
-# a run). A latent answers a question about the image x. It compares x with patterns, rows of
-# weights, by dot products; its degree says how many are multiplied:
-#     degree 1: l.x         how much of the pattern l is in x?
-#     degree 2: (l.x)(r.x)  are both l and r in it (or is neither: two negative dot products)?
-#     degree 3: three, and of the contrast, x less its mean, rescaled (that learns faster)
-#     degree 4: (l.a)(r.b)  of what degree 2 found: a and b are halves of those latents, rescaled
-# All latents of a token have one degree. By default there are three tokens, of degrees 2, 3 and 3
-# (settings.tokens); token 0 has the patterns l in weights['eye0.0'] and r in weights['eye0.1'].
+# A vision token is a vector of latents, numbers that answer questions about the image x. A latent
+# compares x with patterns, rows of weights, by dot products. A single one only adds up pixels; the
+# product of several asks for things that are there together. How many is its degree:
+#     degree 1: l.x              how much of the pattern l is in x?
+#     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negative numbers)?
+#     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
+#     degree 4: (l.a)(r.b)       a and b are halves of what degree 2 found: degree 2 of degree 2
+# settings has the options of a run; by default, tokens 2, 3, 3 (so many, of these degrees), width
+# 16, size 8, patches, layers, heads and mlp 1, pieces 2. The r of token 0 are weights['eye0.1'].
 
 def see(weights, settings, x):
-    """image x, cut into patches (1, by default) -> vision tokens [patches^2][tokens][width]"""
+    """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
     return [look(weights, settings, patch) for patch in split(x, len(x) // settings.patches ** 2)]
 
 def look(weights, settings, patch):
     """a patch [n] -> its vision tokens [tokens][width]"""
     tokens, mean = [], sum(patch) / len(patch)
     contrast = rmsnorm(collect([v - mean for v in patch]))
-    for number, degree in enumerate(settings.tokens):
-        if degree == 4:  # f is complete by now, as settings.tokens is sorted
+    for number, degree in enumerate(settings.tokens):  # 2, 3, 3
+        inputs = [contrast if degree == 3 else patch] * degree  # the same for each factor
+        if degree == 4:  # those of degree 2 have been made, as settings.tokens is sorted
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
-        else:
-            inputs = [contrast if degree == 3 else patch] * degree  # the same for each factor
         factors = [linear(weights[f'eye{number}.{i}'], a) for i, a in enumerate(inputs)]
         tokens.append(collect([product(column) for column in zip(*factors)]))
     return tokens
@@ -194,16 +193,18 @@ def code(settings, tokens):
     return collect([v for d, token in zip(settings.tokens, tokens) if d == 2 for v in token])
 
 # ---- The eye as an autoencoder -------------------------------------------------------------------
-# A second loss: how badly do the latents of degree 2 draw again what they saw (an autoencoder;
-# Dooms and Gauderis 2025, arXiv:2510.16820)? Not x, but the table B of all products x_p x_q: that
-# is what they know, (l.x)(r.x) = sum_pq l_p r_q x_p x_q. Let a b^T be the table with a_p b_q in row
-# p, column q: B = x x^T. For tables, too, . multiplies and adds up elements: (a b^T).(c d^T) =
-# sum_pq a_p b_q c_p d_q = (a.c)(b.d). So (for c = d = x)
-#     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B, how much of the pattern l_j r_j^T is in B
-#     A = sum_j f_j (l_j r_j^T), the drawing: each as strongly as f_j says; it is to be near B
-#     (A - B).(A - B) = A.A - 2 A.B + B.B, the squared error; no term needs A or B:
-#     A.A = sum_ij f_i G_ij f_j, G_ij = (l_i r_i^T).(l_j r_j^T) = (l_i.l_j)(r_i.r_j): gram matrix
+# A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
+# autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned as well;
+# but the chapter Drawing lives on it. They saw pairs of pixels: (l.x)(r.x) = sum_pq l_p r_q x_p
+# x_q. So they rebuild the table B of all products x_p x_q. Let a b^T be the table with a_p b_q in
+# row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
+#     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
+#     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
+#     A = sum_j f_j l_j r_j^T: what was found, as strongly as it was found. A is to be near B:
+#     (A - B).(A - B) = A.A - 2 A.B + B.B is the squared error. By (*), it needs no table:
+#     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
+# If x is (1, 2), B is ((1, 2), (2, 4)). With l = (1, 0), r = (0, 1), f is 2, A is ((0, 2), (0, 0)).
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -218,7 +219,7 @@ def gram(weights, settings):
     return [collect([half[min(i, j), max(i, j)] for j in k]) for i in k]  # G_ij = G_ji
 
 def rebuilding_loss(weights, settings, vision, x):
-    """image x and its vision tokens -> the part of x x^T that they do not draw again"""
+    """image x and its vision tokens -> the part of x x^T that they do not rebuild"""
     missing, everything = 0.0, 0.0
     for tokens, patch in zip(vision, split(x, len(x) // len(vision))):
         f = code(settings, tokens)
@@ -227,47 +228,47 @@ def rebuilding_loss(weights, settings, vision, x):
     return missing / (everything + 1e-30)  # never divide by zero
 
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
-# Each token gets a vector h: the vision token itself, or a letter's row of the matrix `embedding`;
-# plus a row for its position, as attention by itself knows no order. A layer (one, by default) adds
-# to h what it finds out from it. So h keeps what it knew: a residual connection. After the last
-# layer, h gives scores for the next letter. What reads h gets it from rmsnorm(), at a size of 1.
+# Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
+# row for its position, as attention knows no order. A layer has two halves: each adds to h what it
+# makes of rmsnorm(h) (a residual connection: h keeps what it knew). The last h gives the logits.
 #
-# The first half of a layer, attention, fetches what earlier tokens know. From h, linear() makes a
-# query (what I look for), a key (what I offer) and a value (what I hand over; not the class). Then
-# '<', say, has 4 scores: the dot products of its query with the keys so far (causal attention),
-# those of 3 vision tokens and its own. Softmax makes 4 shares of them, like .5 .3 .1 .1; what '<'
-# fetches is the sum of the 4 values, each times its share. A (KV) cache keeps keys and values.
-# Tensor-product attention cuts query and key in 2 pieces of 8: the score is then (q1.k1)(q2.k2),
-# large only if both fit (or both are negative). Is it better? We saw no difference. Several heads
-# (default: one) do this each on its own part of query, key and value; `output` joins what they get.
+# The first half, attention, fetches what earlier tokens know. Three matrices make of h a query
+# (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
+# look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
+# with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
+# .3 .1 .1; '<' fetches the sum of the 4 values, each times its share. A (KV) cache keeps keys and
+# values: no later token changes them. Tensor-product attention asks for two things at once, like
+# degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We saw no
+# difference.) Heads have slices of query, key and value each; `output` mixes what they fetch.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
-    shares = []
-    scale = len(query[0][0]) ** (-settings.pieces / 2)  # dots are about sqrt(n) in size
+    # Dots are about sqrt(n) in size. Scores are to be about 1: else one share is nearly all.
+    shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, pieces in enumerate(query):
-        scores = [product(map(dot, pieces, key[head])) for key in keys]
+        scores = [product(map(dot, pieces, key[head])) for key in keys]  # (q1.k1)(q2.k2)
         shares.append(softmax(collect(scores), scale))
     return shares
 
 def fetch(shares, values):
     """shares [heads][so far], values [so far][width] -> [width], the sums of share * value"""
     head_width = len(values[0]) // len(shares)  # number i of a value is for head i // head_width
-    columns = [collect(column) for column in zip(*values)]  # number i of all values
+    columns = [collect(column) for column in zip(*values)]  # i: number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
     """a token's h [width]; cache: keys, values, shares per layer -> logits (scores) of letters"""
     n = settings.width // settings.heads // settings.pieces
+    def cut(a): return split(split(a, n), settings.pieces)  # [width] -> [heads][pieces][n]
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
-        keys.append(split(split(linear(weights[f'mouth{layer}.key'], normed), n), settings.pieces))
+        keys.append(cut(linear(weights[f'mouth{layer}.key'], normed)))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else h is of no more use
-            query = split(split(linear(weights[f'mouth{layer}.query'], normed), n), settings.pieces)
+        if predict or layer < settings.layers - 1:  # the last h of a vision token serves nobody
+            query = cut(linear(weights[f'mouth{layer}.query'], normed))
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
             hidden = relu(linear(weights[f'mouth{layer}.up'], rmsnorm(h)))
@@ -306,7 +307,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers, scaled so that dot products are of a size of about 1"""
-    # Matrices of 0 add nothing, and hand no error on; but they learn (d(w.x)/dw is x), and then do.
+    # What makes logits, or is added to h, begins at 0: better nothing than noise. Step 1 changes
+    # logits alone (d(w.x)/dw is x); then errors pass, and output and down learn; then all the rest.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -323,13 +325,13 @@ def matrices(settings, numbers):
     return weights
 
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
-# To learn (training): compute the loss of some examples (forward pass), then its derivatives by all
-# numbers, the gradient (backward pass), and move each number against its derivative. The loss of a
+# To learn (training): compute the loss of a minibatch, 32 examples (forward pass); its derivatives
+# by all numbers, the gradient (backward pass); and move each against its derivative. The loss of a
 # letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more (so p
 # is e^-loss). The mouth is fed the right letters (teacher forcing). Letters with p above
-# settings.known (default: 0.85) teach little: left out of the sum, they have a grad of 0, and
-# backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the
-# sum of its letters' losses, plus settings.reconstruction (0.5) times the part not drawn again.
+# settings.known (0.85) teach little: left out of the sum, they have a grad of 0, and backward()
+# skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of its
+# letters' losses, plus settings.reconstruction (0.5) times the part not rebuilt.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -354,51 +356,49 @@ def joint_loss(weights, settings, x, text):
 
 LEAVES = []  # the weights as Values: made by the first call, then used again, to save time
 
-def gradient(settings, loss_of, numbers, portion):
-    """part of a minibatch -> what it adds to the mean loss, and to the gradient [numbers]"""
-    LEAVES.extend(map(Value, numbers[len(LEAVES):]))
-    leaves = LEAVES[:len(numbers)]
-    for leaf, number in zip(leaves, numbers):
+def gradient(settings, loss_of, numbers, examples):
+    """a minibatch, or a part of it -> its part of the mean loss, and of the gradient [numbers]"""
+    if len(LEAVES) != len(numbers):
+        LEAVES[:] = map(Value, numbers)
+    for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
-    weights, total = matrices(settings, leaves), 0.0
-    # The tape now holds the steps from the weights to G. We lay it aside: so backward() stops at G,
-    # adding to its grads as to a leaf's. When all have, we walk it, once: on to the weights.
+    weights, total = matrices(settings, LEAVES), 0.0
+    # One tape leads from the weights to G, the same for all examples: it is laid aside. Others lead
+    # from G to the losses: walked back, each adds to G's grads. In the end, the first hands them
+    # on.
     gram_tape, Value.tape = Value.tape, []
-    for x, text in portion:
+    for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
         loss.backward()
         total += loss.data
-    Value.walk_back(gram_tape)
-    return total, [leaf.grad for leaf in leaves]
+    walk_back(gram_tape)
+    return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
-# by rate * mean / sqrt(square): about the rate if signs agree. Decay keeps all small (AdamW).
+# by rate * mean / sqrt(square): the rate if its derivatives agree, less if they quarrel. Means
+# begin at 0: the parts of n terms add up to 1 - BETA^n, so we divide by that. Decay shrinks what is
+# not needed.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
-PORTIONS = 2  # of a minibatch (32 examples); two processes could work on one each
 
-def learn(settings, numbers, examples, loss_of=joint_loss, places=None, share_out=map):
-    """Change numbers in place, all or (to train a part) those at places; yield each step's loss."""
+def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
+    """Change numbers, or some places in them, by endless examples; yield the loss of each step."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
-    work = partial(gradient, settings, loss_of, numbers)  # it sees how numbers change
     for step in range(1, settings.steps + 1):
-        batch = list(islice(examples, settings.batch))  # of an endless iterator
-        portions = split(batch, math.ceil(len(batch) / PORTIONS))
-        losses, grads = zip(*share_out(work, portions))  # share_out is, or works like, map()
-        grad = reduce(add, grads)
+        batch = list(islice(examples, settings.batch))
+        loss, grad = gradient_of(settings, loss_of, numbers, batch)
         rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
-        # Means begin at 0: so far, the parts of all their terms add up to these, not to 1.
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + new1 * grad[i]
             squares[i] = square = BETA2 * squares[i] + new2 * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
             numbers[i] -= rate * (move + settings.decay * numbers[i])
-        yield sum(losses)
+        yield loss
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """prefill()'s cache -> pairs (letter, its probability), to EOS (greedy decoding)"""
+    """what prefill() made of see()'s tokens -> (letter, probability), ... (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -590,6 +590,14 @@ def to_draw(settings):
 # Results come back and are added up in order, which sums of floats depend on: so any number of
 # processes learns the same weights, to the last bit.
 
+PORTIONS = 2  # of a minibatch; so no more than two processes learn
+
+def shared_gradient(share_out, settings, loss_of, numbers, batch):
+    """gradient(), portion by portion; share_out works like map(), perhaps with several processes"""
+    portions = split(batch, math.ceil(len(batch) / PORTIONS))
+    losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers), portions))
+    return sum(losses), reduce(add, grads)
+
 @contextmanager
 def processes(count):
     """-> a function like map() that shares its work with count - 1 other processes"""
@@ -673,10 +681,12 @@ def distort(pixels, moves):
     """pixels [side * side]; shift, slant, stretch of rows, then of columns -> [side * side]"""
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
+    # Each line is read through a window: moved by shift and, from the first line to the last, by
+    # -slant to slant; longer by stretch at both ends, so that what is in it gets smaller.
     for shift, slant, stretch in split(moves, 3):
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
-        slants = [slant * ((2 * i + 1) / side - 1) for i in range(side)]  # from -slant to slant
+        slants = [slant * ((2 * i + 1) / side - 1) for i in range(side)]
         lines = [shrink([*pad, *line, *pad], side, first + more, side + 2 * stretch)
                  for line, more in zip(lines, slants)]
         lines = list(zip(*lines))  # rows become columns, and back again
@@ -691,8 +701,8 @@ def on_pixels(function, weights, settings, pixels, *text):
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end; the last twelfth is left to validate on"""
-    rng, digits = random.Random(settings.seed), digits[:len(digits) - len(digits) // 12]
+    """[(pixels, digit)] -> (pixels, text) without end"""
+    rng, digits = random.Random(settings.seed), list(digits)
     while True:
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits):
@@ -802,16 +812,18 @@ def download(path):
     check(content is None, f'wrong content for {path.name} from {" or ".join(MIRRORS)}')
 
 def load_digits(folder, size):
-    """-> the digits to learn from, those to test on: from a folder, or from data_folder()"""
+    """-> the digits to learn from, those to test on: from a folder, or else from data_folder()"""
     place = data_folder() if folder is None else Path(folder)
     check(folder is None or os.path.isdir(folder), f'--data {folder!r} is no folder')
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
-        return [read_digits(place, kind, 28) for kind in ('train', 't10k')]
-    bundled = folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte')
-    check(bundled, f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
-    digits = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
-    progress('MNIST cannot be downloaded, so the bundled digits are used', last=True)
-    return digits
+        train, test = [read_digits(place, kind, 28) for kind in ('train', 't10k')]
+    else:
+        bundled = folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte')
+        check(bundled,
+              f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
+        train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
+        progress('MNIST cannot be downloaded, so the bundled digits are used', last=True)
+    return train[:len(train) - len(train) // 12], test  # the last twelfth is left to validate on
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
 
@@ -1090,7 +1102,7 @@ def parse(argv):
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    settings.jobs = min(settings.jobs or cores or 1, settings.batch)
+    settings.jobs = min(settings.jobs or cores or 1, 64)  # thousands would be a slip
     return settings, numbers
 
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
@@ -1102,7 +1114,8 @@ def train(settings, numbers, digits):
     places = learning_places(settings)
     try:
         with processes(min(settings.jobs, PORTIONS)) as share_out:
-            steps = learn(settings, numbers, examples(settings, digits), loss, places, share_out)
+            steps = learn(settings, numbers, examples(settings, digits), loss, places,
+                          partial(shared_gradient, share_out))
             for step, error in enumerate(steps, 1):
                 if not math.isfinite(error):
                     raise OverflowError(f'loss {error} at step {step}')

@@ -3,7 +3,7 @@
 Runs on CPython and PyPy, without PyTorch too. The images are MNIST's, from the folder in the
 environment variable VLM_MNIST, else the bundled digits.
 """
-import argparse, gc, itertools, math, os, platform, random, statistics, sys, time
+import argparse, functools, gc, itertools, math, os, platform, random, statistics, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,8 @@ def vlm_trains(settings):
     def run(digits, seconds):
         examples = itertools.cycle(prepared(settings, digits))
         with vlm.processes(settings.jobs) as map:
-            learner = vlm.learn(settings, numbers, examples, vlm.joint_loss, None, map)
+            learner = vlm.learn(settings, numbers, examples, vlm.joint_loss, None,
+                                functools.partial(vlm.shared_gradient, map))
             next(learner)
             return per_image(lambda: next(learner), settings.batch, seconds)
     return run

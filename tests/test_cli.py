@@ -6,7 +6,7 @@ from unittest import mock
 import vlm
 from tests.test_data import PROGRAM, TINY, Case, digits, idx, run, write
 
-REPORT = re.compile(r'''772 parameters, 13 training images, 25 test images
+REPORT = re.compile(r'''772 parameters, 12 training images, 25 test images
 size 8, .*
 ((?:\[\d\] true: [a-z]+ \| generated: [a-z<]* [✓✗] \d+\.\d%
 ){20})reconstruction error: \d+\.\d{3} \(1\.0 = reconstructs nothing\)
@@ -125,7 +125,7 @@ class Reports(Runs):
                 argv = ['--data', self.data, '--jobs', 2, '--test', 2, *argv]
                 out = self.accepted('accuracy', *argv)
                 first, second, third = out.split('\n')[:3]
-                self.assertEqual(first, f'{count} parameters, 13 training images, 25 test images')
+                self.assertEqual(first, f'{count} parameters, 12 training images, 25 test images')
                 self.assertEqual(sorted(second.split(', ')), sorted(
                     [f'size {size}', f'data {self.data}', 'test 2', *more]))
                 self.assertTrue(second.startswith('size ') and third.startswith('[0] true: zero'))

@@ -10,7 +10,8 @@ from unittest import mock
 
 import vlm
 from tests import tools
-from tests.tools import Case, gauss, matrices, names, norm, random_numbers, rows, slopes, tiny
+from tests.tools import Case, gauss, matrices, names, norm, portions
+from tests.tools import random_numbers, rows, slopes, tiny
 from vlm import Value
 
 ROOT = Path(vlm.__file__).resolve().parent
@@ -48,7 +49,8 @@ def first_step(settings, numbers, examples):
         return loss, grad
     with mock.patch.object(vlm, 'gradient', gradient):
         [loss] = vlm.learn(settings, numbers, itertools.cycle(examples),
-                           vlm.STAGES[settings.stage][0], vlm.learning_places(settings))
+                           vlm.STAGES[settings.stage][0], vlm.learning_places(settings),
+                           portions())
     return loss, [sum(column) for column in zip(*parts)], [
         i for i, (a, b) in enumerate(zip(old, numbers)) if a != b]
 
@@ -573,7 +575,8 @@ class Learning(Case):
         examples = examples or ((vlm.prepare(settings, pixels), text) for pixels, text in
                                 vlm.examples(settings, self.train))
         with vlm.processes(jobs) as map:
-            losses = list(vlm.learn(settings, numbers, examples, vlm.joint_loss, None, map))
+            losses = list(vlm.learn(settings, numbers, examples, vlm.joint_loss, None,
+                                    portions(map)))
         return settings, numbers, losses
 
     def share_right(self, settings, numbers, digits):

@@ -6,6 +6,7 @@ from unittest import mock
 import vlm
 from tests.test_cli import Runs
 from tests.test_data import PROGRAM
+from tests.tools import portions
 
 SETTINGS = vlm.complete(dict(size=4, tokens=[2, 3], width=4, heads=1, layers=2, batch=40, steps=3,
                              temperature=0.5))
@@ -71,7 +72,7 @@ class Processes(unittest.TestCase):
         places = vlm.learning_places(settings)
         with self.stderr() as lines, vlm.processes(count) as map:
             for error in vlm.learn(settings, numbers, vlm.examples(settings, DIGITS), loss, places,
-                                   map):
+                                   portions(map)):
                 losses.append(error)
                 disturb()
             weights = vlm.matrices(settings, numbers)
@@ -103,7 +104,7 @@ class Processes(unittest.TestCase):
                 self.assertEqual(self.work(3, stage=stage)[:2], self.work(1, stage=stage)[:2])
         numbers = vlm.first_numbers(SETTINGS)
         losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
-                                functools.partial(vlm.on_pixels, vlm.joint_loss)))
+                                functools.partial(vlm.on_pixels, vlm.joint_loss), None, portions()))
         self.assertEqual(self.alone[:self.alone.index('], [({')], repr((numbers, losses))[:-2])
 
     def test_garbage(self):
@@ -168,10 +169,10 @@ class Processes(unittest.TestCase):
 class Jobs(Runs):
     """--jobs, and the whole program with several processes."""
     def test_number(self):
-        """0, the default, is one for each processor, at most the batch; 1 starts no process."""
-        for count, argv, jobs in [(64, '', 32), (64, '--jobs 0', 32), (3, '', 3),
-                                  (9, '--batch 5', 5), (1, '--jobs 7', 7), (2, '--size 14', 2),
-                                  (9, '--batch 5 --jobs 7', 5), (64, '--jobs 1', 1)]:
+        """0, the default, is one for each processor, at most 64; 1 starts no process."""
+        for count, argv, jobs in [(99, '', 64), (99, '--jobs 0', 64), (3, '', 3),
+                                  (1, '--jobs 7', 7), (2, '--size 14', 2), (64, '--jobs 1', 1),
+                                  (2, '--jobs 1000000', 64)]:
             processors = mock.patch('os.sched_getaffinity', lambda _: range(count), create=True)
             with self.subTest(argv, processors=count), processors:
                 self.assertEqual(vlm.parse(argv.split())[0].jobs, jobs)

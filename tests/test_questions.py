@@ -78,7 +78,7 @@ class Learning(tools.Case):
         """Each image comes with one question, and its answer; all questions get their share, with
         whole texts and with cut ones; another round asks something else."""
         settings, given = vlm.complete({'questions': FIVE.split(',')}), [(i, i % 10)
-                                                                         for i in range(240)]
+                                                                         for i in range(220)]
         rounds = list(itertools.islice(vlm.examples(settings, given), 440))
         counts, texts = Counter(), ({}, {})
         for i, (image, text) in enumerate(rounds):
@@ -212,14 +212,16 @@ class Command(Runs):
 
 class TooLarge(Runs):
     """Weights of such a size that products overflow."""
-    def test_draw(self):
-        """One line says so."""
+    def test_too_large(self):
+        """One line says so, whether they are to draw or to read."""
         file = self.folder / 'large.json'
         self.accepted('accuracy', *self.tiny, '--save', file)
         document = json.loads(file.read_text())
         document['numbers'] = [1e60 * (n + 1) for n in document['numbers']]
         file.write_text(json.dumps(document))
         self.refused(1, 'too large', '--load', file, '--draw', 'seven')
+        with self.assertRaisesRegex(SystemExit, 'too large'):
+            vlm.read_drawing(*loaded(file), 'name', bytes(range(64)))
 
 class Page(test_page.Case):
     """The JSON interface."""

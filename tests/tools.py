@@ -1,6 +1,7 @@
 """What the tests of the mathematics share: tiny models, finite differences, and the whole model
 once more in plain floats, as its formulas say it and without any function of vlm.py: all positions
 of a text at once, and what the eye rebuilds in all its pairs of pixels."""
+import functools
 import gc
 import math
 import random
@@ -15,6 +16,10 @@ EPSILON = 1e-5  # what RMSNorm adds to the mean square
 def asked(weights, settings, x, question='name'):
     """What the model says to a question about an image x"""
     return vlm.answer(weights, settings, x)[0][question]
+
+def portions(map=map):
+    """-> a gradient_of for learn(), as the program has it: in portions, shared out by map"""
+    return functools.partial(vlm.shared_gradient, map)
 
 def learned(settings, numbers, examples):
     """Learn from examples, all steps -> the matrices"""
