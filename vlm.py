@@ -20,7 +20,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through the mouth, into the eye, and teaches it what matters.
 
-If you know Python and school calculus, you can read the algorithm in three to four hours, and then
+If you know Python and school calculus, you can read the algorithm in about two hours, and then
 explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
@@ -57,7 +57,7 @@ class Value:
     def __init__(self, data, *edges):
         self.data = data    # the number itself
         self.grad = 0.0     # derivative of the loss by this number: backward() adds to it
-        self.edges = edges  # of this number: to parents, with its derivatives by them
+        self.edges = edges  # to its parents, with the derivatives by them
         if edges:           # a Value without parents, such as a weight, is a leaf
             Value.tape.append(self)
 

@@ -5,6 +5,7 @@ from unittest import mock
 
 import vlm
 from tests.test_data import PROGRAM, TINY, Case, digits, idx, run, write
+from tests.tools import portions
 
 REPORT = re.compile(r'''772 parameters, 12 training images, 25 test images
 size 8, .*
@@ -260,7 +261,8 @@ class Weights(Runs):
         self.assertEqual(numbers, json.loads(self.good)['numbers'])
         training, _ = vlm.load_digits(self.data, 8)
         loss = functools.partial(vlm.on_pixels, vlm.joint_loss)
-        list(vlm.learn(settings, numbers, vlm.examples(settings, training), loss))
+        list(vlm.learn(settings, numbers, vlm.examples(settings, training), loss,
+                       gradient_of=portions()))
         self.assertEqual(numbers, json.loads((self.folder / 'on.json').read_bytes())['numbers'])
 
     def test_contradiction(self):

@@ -22,8 +22,8 @@ def portions(map=map):
     return functools.partial(vlm.shared_gradient, map)
 
 def learned(settings, numbers, examples):
-    """Learn from examples, all steps -> the matrices"""
-    for _ in vlm.learn(settings, numbers, examples):
+    """Learn from examples, all steps, to the same bits as the program -> the matrices"""
+    for _ in vlm.learn(settings, numbers, examples, gradient_of=portions()):
         pass
     return vlm.matrices(settings, numbers)
 
