@@ -80,7 +80,7 @@ class Value:
     __radd__, __rmul__ = __add__, __mul__  # for 2 * a: Python asks a
 
     def backward(self):
-        """Add to the grad of each Value on the way the derivative of self by it; empty the tape."""
+        """For each Value v that self was computed from, v.grad += dself/dv. Empty the tape."""
         self.grad = 1.0  # the derivative of self by itself
         walk_back(Value.tape)
 
@@ -101,11 +101,11 @@ def walk_back(tape):
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
 # and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i. So it has two
-# edges: (the Values of a, the numbers of b) and (the Values of b, the numbers of a). The sum of n
-# products of size 1 is about sqrt(n) in size, not n, if their signs are random: many cancel.
+# edges: (Values of a, numbers of b), (Values of b, numbers of a). If its n products have size 1 and
+# random signs, it has about sqrt(n): in its square, mixed products cancel.
 
 class Vector(list):
-    """A list of Values and, in `data`, their numbers, for dot(). collect() makes it."""
+    """Values and, in `data`, their numbers, for dot(). (Its slices are lists: collect() again.)"""
     __slots__ = 'data',
 
 def collect(numbers):
@@ -137,7 +137,7 @@ def relu(a):
     return collect([v if v > 0 else v * 0.0 for v in a])  # not 0.0: collect() wants Values
 
 def rmsnorm(a):
-    """a [n] -> [n], of mean square 1: a size that its readers can rely on (Zhang, Sennrich 2019)"""
+    """a [n] -> [n], of mean square 1: a size that the next step relies on (Zhang, Sennrich 2019)"""
     scale = (dot(a, a) / len(a) + 1e-5) ** -0.5  # 1e-5: never divide by zero
     return collect([v * scale for v in a])
 
@@ -154,22 +154,20 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # By score_j, e_i (exps) has the derivative scale e_i if i == j, else 0; T (total) has scale
-    # e_j. Quotient rule, with i == j as 1 or 0: p_i has (scale e_i (i == j) T - e_i scale e_j) /
-    # T^2 = scale p_i ((i == j) - p_j).
+    # By score_j: T' = scale e_j, if T is total; e_i' = scale e_i if i == j, else 0. Quotient rule:
+    # p_i' = (e_i / T)' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), where True is 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
 # A vision token is a vector of latents, numbers that answer questions about the image x. A latent
-# compares x with patterns, rows of weights, by dot products. A single one only adds up pixels; the
-# product of several asks for things that are there together. How many is its degree:
-#     degree 1: l.x              how much of the pattern l is in x?
+# compares x with patterns, rows of weights, by dot products. One, l.x, says how much of the pattern
+# l is in x; the product of several asks for things that are there together. How many is its degree:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negative numbers)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
-#     degree 4: (l.a)(r.b)       a and b are halves of what degree 2 found: degree 2 of degree 2
-# settings has the options of a run; by default, tokens 2, 3, 3 (so many, of these degrees), width
-# 16, size 8, patches, layers, heads and mlp 1, pieces 2. The r of token 0 are weights['eye0.1'].
+#     degree 4: (l.a)(r.b)       not by default: a, b are halves of what degree 2 found (2 times 2)
+# settings has the options of a run, by default: size 8; patches 1; tokens [2, 3, 3], the degrees of
+# three tokens; width 16; layers, heads, mlp: 1; pieces 2. Token 0's r are weights['eye0.1'].
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -200,11 +198,11 @@ def code(settings, tokens):
 # row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-#     A = sum_j f_j l_j r_j^T: what was found, as strongly as it was found. A is to be near B:
+#     A = sum_j f_j l_j r_j^T is to be near B, as v is the sum of (v.u) u for perpendicular unit u
 #     (A - B).(A - B) = A.A - 2 A.B + B.B is the squared error. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# If x is (1, 2), B is ((1, 2), (2, 4)). With l = (1, 0), r = (0, 1), f is 2, A is ((0, 2), (0, 0)).
+# x = (1, 2), l = (1, 0), r = (0, 1): f = 2, A = ((0, 2), (0, 0)), B = ((1, 2), (2, 4)), error 21.
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -230,23 +228,24 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
-# makes of rmsnorm(h) (a residual connection: h keeps what it knew). The last h gives the logits.
+# makes of rmsnorm(h) (residual connection: h keeps what it knew). The last gives logits (scores).
 #
 # The first half, attention, fetches what earlier tokens know. Three matrices make of h a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share. A (KV) cache keeps keys and
-# values: no later token changes them. Tensor-product attention asks for two things at once, like
-# degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We saw no
-# difference.) Heads have slices of query, key and value each; `output` mixes what they fetch.
+# values: no later token changes them. Vision tokens leave nothing else, in the last layer.
+# Tensor-product attention asks for two things at once, like degree 2: with query and key in 2
+# pieces of 8, the score is (q1.k1)(q2.k2). (Better than q.k? We saw no difference.) Two heads would
+# look for two things, with half of query, key and value each; `output` mixes what they fetch.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
-    # Dots are about sqrt(n) in size. Scores are to be about 1: else one share is nearly all.
+    # For each dot, divide by sqrt(n), its size: large scores would give one token nearly all.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, pieces in enumerate(query):
         scores = [product(map(dot, pieces, key[head])) for key in keys]  # (q1.k1)(q2.k2)
@@ -255,19 +254,19 @@ def attention(settings, query, keys):
 
 def fetch(shares, values):
     """shares [heads][so far], values [so far][width] -> [width], the sums of share * value"""
-    head_width = len(values[0]) // len(shares)  # number i of a value is for head i // head_width
+    head_width = len(values[0]) // len(shares)  # number i is for head i // head_width: 0
     columns = [collect(column) for column in zip(*values)]  # i: number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
     """a token's h [width]; cache: keys, values, shares per layer -> logits (scores) of letters"""
     n = settings.width // settings.heads // settings.pieces
-    def cut(a): return split(split(a, n), settings.pieces)  # [width] -> [heads][pieces][n]
+    def cut(a): return split(split(a, n), settings.pieces)  # [16] -> [2][8] -> [1 head][2][8]
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
         keys.append(cut(linear(weights[f'mouth{layer}.key'], normed)))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # the last h of a vision token serves nobody
+        if predict or layer < settings.layers - 1:  # else key and value are enough
             query = cut(linear(weights[f'mouth{layer}.query'], normed))
             shares.append(attention(settings, query, keys))
             h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
@@ -307,8 +306,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers, scaled so that dot products are of a size of about 1"""
-    # What makes logits, or is added to h, begins at 0: better nothing than noise. Step 1 changes
-    # logits alone (d(w.x)/dw is x); then errors pass, and output and down learn; then all the rest.
+    # What makes logits, or is added to h, begins at 0: better nothing than noise. Letters' errors
+    # first reach only logits: d(w.x)/dw is x, but d(w.x)/dx is w, 0. Then w moves: they pass.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -363,9 +362,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # One tape leads from the weights to G, the same for all examples: it is laid aside. Others lead
-    # from G to the losses: walked back, each adds to G's grads. In the end, the first hands them
-    # on.
+    # The tape holds the steps from the weights to G. We lay it aside: then backward() stops at G,
+    # and adds to its grads. After the last example, these are handed on, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -374,14 +372,14 @@ def gradient(settings, loss_of, numbers, examples):
     walk_back(gram_tape)
     return total, [leaf.grad for leaf in LEAVES]
 
-# Adam (Kingma and Ba 2015) keeps running means of each derivative and of its square. A number moves
-# by rate * mean / sqrt(square): the rate if its derivatives agree, less if they quarrel. Means
-# begin at 0: the parts of n terms add up to 1 - BETA^n, so we divide by that. Decay shrinks what is
-# not needed.
+# Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
+# moves by rate * mean / sqrt(square): by the rate if all g agree, else less. Means begin at 0: the
+# first is (1 - BETA) g. So it is divided by 1 - BETA, number n by 1 - BETA^n. Decay: all shrink;
+# what is needed grows again.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
-    """Change numbers, or some places in them, by endless examples; yield the loss of each step."""
+    """Change numbers (later also: some places) by endless examples; yield the loss of each step."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
     for step in range(1, settings.steps + 1):
@@ -397,8 +395,10 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient
         yield loss
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
+# In all: speak(weights, settings, prefill(weights, settings, see(weights, settings, x))).
+
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
-    """what prefill() made of see()'s tokens -> (letter, probability), ... (greedy decoding)"""
+    """the cache that prefill() made -> pairs (letter, probability), to EOS (greedy decoding)"""
     for place in range(settings.longest):
         logits = next_logits(weights, settings, letter, place, cache)
         index = choose(logits)
@@ -447,9 +447,9 @@ for row in QUESTIONS.strip().splitlines():
     assert len(prompt) == 1 and prompt not in PROMPTS.values() and len(answers) == 10, row
     PROMPTS[name], ANSWERS[name] = prompt, answers
 
-def question_of(settings, answer):
+def question_of(settings, name):
     """an answer -> the first question of the table that has it, and is asked; perhaps None"""
-    return next((q for q in ANSWERS if q in settings.questions and answer in ANSWERS[q]), None)
+    return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
 
 # ---- Answers -------------------------------------------------------------------------------------
 
@@ -467,7 +467,7 @@ def sampler(settings, x, question):
     return choose
 
 def answer(weights, settings, x):
-    """image x -> {question: what the mouth says}, the part that is not drawn again"""
+    """image x -> ({question: what the mouth says}, the part of x x^T that is not rebuilt)"""
     vision, said = see(weights, settings, x), {}
     tokens = sum(map(len, vision))
     for question in settings.questions:
@@ -489,8 +489,7 @@ def answer(weights, settings, x):
 
 def eye_loss(weights, settings, x, text):
     """an example -> how badly the eye rebuilds it"""
-    vision = see(weights, settings, x)
-    return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
+    return joint_loss(weights, settings, x, '')
 
 def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
@@ -511,15 +510,15 @@ def learning_places(settings):
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
-seed            common    1         0     fixes the first weights, the order of the images
+seed            common    1         0     fixes all that is random
 test            common    10000     1     test images to report on; with draw or page, none
 jobs            common    0         0     processes; 0 is one for each processor
 data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null      null  write the weights to this file, as JSON
-load            common    null      null  only speak, with these; with --steps or --stage, learn on
+load            common    null      null  only speak; with --steps, --stage, --lr, --batch: learn on
 draw            common    null      null  draw answers, such as seven,three, or all
 page            common    null      null  then serve a page to play with, at this port
-questions       common    null      null  such as name,parity; else what FILE knows, or name
+questions       common    null      null  such as name,parity; else all that were learned, or name
 stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
 batch           learning  32        1     images in a minibatch
@@ -587,13 +586,14 @@ def to_draw(settings):
     return ','.join(settings.draw).split(',')
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
-# Results come back and are added up in order, which sums of floats depend on: so any number of
-# processes learns the same weights, to the last bit.
+# The first process sends the others work, through a pipe each, and does its own part; if one dies
+# or fails, its part, too. Results are added up in order, which sums of floats depend on: so any
+# number of processes learns the same weights, to the last bit.
 
 PORTIONS = 2  # of a minibatch; so no more than two processes learn
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
-    """gradient(), portion by portion; share_out works like map(), perhaps with several processes"""
+    """gradient(), portion by portion; share_out is map(), or works like it with more processes"""
     portions = split(batch, math.ceil(len(batch) / PORTIONS))
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers), portions))
     return sum(losses), reduce(add, grads)
@@ -601,7 +601,7 @@ def shared_gradient(share_out, settings, loss_of, numbers, batch):
 @contextmanager
 def processes(count):
     """-> a function like map() that shares its work with count - 1 other processes"""
-    collect_no_cycles()
+    pause_gc()
     others = []
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # no Ctrl-C until they ignore it
     try:
@@ -624,7 +624,7 @@ def processes(count):
             process.join()
             pipe.close()
 
-def collect_no_cycles():
+def pause_gc():
     """CPython frees objects by itself, but for cycles: none here. PyPy needs its collector."""
     if sys.implementation.name == 'cpython':
         gc.disable()
@@ -647,7 +647,7 @@ def shared_map(pipes, function, items):
 
 def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
-    collect_no_cycles()
+    pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
     first_end.close()  # our copy of it: else recv() would wait on after that process has ended
     with suppress(Exception):  # the first process does again what fails here
@@ -798,7 +798,7 @@ def read_digits(folder, kind, side):
     return list(zip(images, labels))
 
 def download(path):
-    """Write a file of MNIST, from the first mirror that has it -> whether one answered"""
+    """Write a file of MNIST, from a mirror -> whether one has it; a wrong one ends the program"""
     content = None
     for mirror in MIRRORS:
         with suppress(Exception):  # a network has many in store
@@ -812,7 +812,7 @@ def download(path):
     check(content is None, f'wrong content for {path.name} from {" or ".join(MIRRORS)}')
 
 def load_digits(folder, size):
-    """-> the digits to learn from, those to test on: from a folder, or else from data_folder()"""
+    """-> the digits to learn from, those to test on: from a folder, else data_folder()"""
     place = data_folder() if folder is None else Path(folder)
     check(folder is None or os.path.isdir(folder), f'--data {folder!r} is no folder')
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
@@ -868,15 +868,16 @@ def show(settings, captioned):
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
 # of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
-# for what the eye can draw again is like what it has seen: another model then reads 17 of 20
-# drawings, not 10 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
+# for what the eye can rebuild is like what it has seen: of each other's drawings, the two models in
+# data/ then read 17 of 20, not 10 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016,
+# arXiv:1612.00005).
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # as the pixels: see dot()
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # not constant: see dot()
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
     aims.known, aims.reconstruction = 1.0, LIKENESS  # every letter counts
@@ -884,9 +885,10 @@ def draw(weights, settings, text, start=None):
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
         joint_loss(weights, aims, pixels, text).backward()
-        slopes = rmsnorm([pixel.grad for pixel in pixels])
+        slopes = rmsnorm([pixel.grad for pixel in pixels])  # of one size in all steps
         rate = 0.3 * (1 - step / STEPS)
-        images.append(rmsnorm([max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]))
+        moved = [max(v - rate * slope, 0.0) for v, slope in zip(images[-1], slopes)]
+        images.append(rmsnorm(moved))
     return images
 
 def draw_and_read(weights, settings, question, name, start=None):
@@ -921,20 +923,21 @@ def centre(ink):
 
 def kept(weights, settings, x):
     """image x -> what the eye can draw again of it [size * size], patch after patch"""
-    # It draws A. Which image v has v v^T nearest to A? Linear algebra says: multiply any v by
-    # A + A^T, again and again, and it turns to that one (power iteration: v is an eigenvector).
-    # Adding length * v keeps it from turning to one for which -v v^T is nearest.
+    # The image s v whose table is nearest to A: the squared error, A.A - 2 s^2 v.(A v) + s^4
+    # (v.v)^2, has the derivative 0 by v where (A + A^T) v = 2 s^2 (v.v) v: the matrix only
+    # stretches v. Multiplied by it again and again, any v turns to one that it stretches most
+    # (power iteration); adding length * v keeps it from one that it turns round.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
-            # (A + A^T) v = sum of f_j (r_j.v) l_j and f_j (l_j.v) r_j, over j; + joins lists
+            # (A + A^T) v = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j; + joins lists
             amounts = list(map(mul, f + f, linear(right + left, v)))
             turned = linear(list(zip(*left, *right)), amounts)
             length = math.sqrt(dot(turned, turned) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(turned, v)])
-        # Its strength, but for a factor that is the same for all patches; its sign is the patch's.
+        # s, but for a factor that all patches share. Its sign is free: it is that of the patch.
         strength = math.copysign(max(dot(turned, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
@@ -1118,13 +1121,11 @@ def train(settings, numbers, digits):
                           partial(shared_gradient, share_out))
             for step, error in enumerate(steps, 1):
                 if not math.isfinite(error):
-                    raise OverflowError(f'loss {error} at step {step}')
+                    sys.exit(f'\nvlm.py: loss {error} at step {step}: a lower --lr may help')
                 recent = [*recent[-99:], error]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
                          f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
-    except OverflowError as error:
-        sys.exit(f'\nvlm.py: numbers that are not finite, {error}: a lower --lr may help')
     except KeyboardInterrupt:
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
 
