@@ -167,7 +167,7 @@ def softmax(scores, scale=1.0):
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
 #     degree 4: (l.a)(r.b)       not by default: a, b are halves of what degree 2 found (2 times 2)
 # settings has the options of a run, by default: size 8; patches 1; tokens [2, 3, 3], the degrees of
-# three tokens; width 16; layers, heads, mlp: 1; pieces 2. Token 0's r are weights['eye0.1'].
+# three tokens; width 16; layers, heads, mlp: 1; pieces 2. Token 0 has its r in weights['eye0.1'].
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -235,7 +235,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share. A (KV) cache keeps keys and
-# values: no later token changes them. Vision tokens leave nothing else, in the last layer.
+# values: no later token changes them. In the last layer, a vision token leaves no more.
 # Tensor-product attention asks for two things at once, like degree 2: with query and key in 2
 # pieces of 8, the score is (q1.k1)(q2.k2). (Better than q.k? We saw no difference.) Two heads would
 # look for two things, with half of query, key and value each; `output` mixes what they fetch.
@@ -326,11 +326,12 @@ def matrices(settings, numbers):
 # ---- Learning: the loss, its gradient, Adam ------------------------------------------------------
 # To learn (training): compute the loss of a minibatch, 32 examples (forward pass); its derivatives
 # by all numbers, the gradient (backward pass); and move each against its derivative. The loss of a
-# letter is its cross-entropy, -log p: 0 if the mouth gave it the probability p = 1, else more (so p
-# is e^-loss). The mouth is fed the right letters (teacher forcing). Letters with p above
-# settings.known (0.85) teach little: left out of the sum, they have a grad of 0, and backward()
-# skips them (after Jiang et al. 2019, arXiv:1910.00762). The loss of an example is the sum of its
-# letters' losses, plus settings.reconstruction (0.5) times the part not rebuilt.
+# letter is its cross-entropy, -log p, if the mouth gave it the probability p: 0 if p is 1, else
+# more; over a text, they add up to -log of its probability. The mouth is fed the right letters
+# (teacher forcing). Letters with p above settings.known (0.85) teach little: left out of the sum,
+# they have a grad of 0, and backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An
+# example's loss is the sum of its letters', plus settings.reconstruction (0.5) times the part not
+# rebuilt.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -363,7 +364,7 @@ def gradient(settings, loss_of, numbers, examples):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
     # The tape holds the steps from the weights to G. We lay it aside: then backward() stops at G,
-    # and adds to its grads. After the last example, these are handed on, once.
+    # and adds to its grads, as to a leaf's. After the last example, these are handed on, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -374,12 +375,12 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by the rate if all g agree, else less. Means begin at 0: the
-# first is (1 - BETA) g. So it is divided by 1 - BETA, number n by 1 - BETA^n. Decay: all shrink;
-# what is needed grows again.
+# first is (1 - BETA) g, and is divided by 1 - BETA; number n, by 1 - BETA^n. Decay: all shrink a
+# little.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
-    """Change numbers (later also: some places) by endless examples; yield the loss of each step."""
+    """By endless examples, change numbers (all, or those at places); yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
     for step in range(1, settings.steps + 1):
