@@ -330,8 +330,8 @@ def matrices(settings, numbers):
 # more; over a text, they add up to -log of its probability. The mouth is fed the right letters
 # (teacher forcing). Letters with p above settings.known (0.85) teach little: left out of the sum,
 # they have a grad of 0, and backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An
-# example's loss is the sum of its letters', plus settings.reconstruction (0.5) times the part not
-# rebuilt.
+# example's loss is the sum of its letters', plus settings.reconstruction (0.5) times the part that
+# is not rebuilt.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -375,8 +375,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by the rate if all g agree, else less. Means begin at 0: the
-# first is (1 - BETA) g, and is divided by 1 - BETA; number n, by 1 - BETA^n. Decay: all shrink a
-# little.
+# first is (1 - BETA) g, and is divided by 1 - BETA; number n, by 1 - BETA^n. With decay, all shrink.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
