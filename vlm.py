@@ -375,11 +375,11 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by the rate if all g agree, else less. Means begin at 0: the
-# first is (1 - BETA) g, and is divided by 1 - BETA; number n, by 1 - BETA^n. With decay, all shrink.
+# first is (1 - BETA) g, and is divided by 1 - BETA; number n, by 1 - BETA^n. Decay: all shrink.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
-    """By endless examples, change numbers (all, or those at places); yield each step's loss."""
+    """By endless examples, change numbers (or those at places); yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
     for step in range(1, settings.steps + 1):
