@@ -163,7 +163,7 @@ def softmax(scores, scale=1.0):
 # A vision token is a vector of latents, numbers that answer questions about the image x. A latent
 # compares x with patterns, rows of weights, by dot products. One, l.x, says how much of the pattern
 # l is in x; the product of several asks for things that are there together. How many is its degree:
-#     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negative numbers)?
+#     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
 #     degree 4: (l.a)(r.b)       not by default: a, b are halves of what degree 2 found (2 times 2)
 # settings has the options of a run, by default: size 8; patches 1; tokens [2, 3, 3], the degrees of
@@ -245,7 +245,7 @@ def rebuilding_loss(weights, settings, vision, x):
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
-    # For each dot, divide by sqrt(n), its size: large scores would give one token nearly all.
+    # Divide each dot by sqrt(n), its size: large scores would give one token nearly all.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, pieces in enumerate(query):
         scores = [product(map(dot, pieces, key[head])) for key in keys]  # (q1.k1)(q2.k2)
