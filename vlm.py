@@ -101,8 +101,7 @@ def walk_back(tape):
 # of n numbers and returns one of m; a matrix [m][n] is a list of m rows, each a vector [n]. Nearly
 # all the work is dot products, a_1 b_1 + a_2 b_2 + ... Each is one Value, not one for every product
 # and sum: that is many times faster. Its derivative by a_i is b_i, by b_i it is a_i. So it has two
-# edges: (Values of a, numbers of b), (Values of b, numbers of a). With random signs, n products of
-# size 1 add up to about sqrt(n): (±1 ±1 ...)^2 is n, and mixed products, which cancel.
+# edges: (Values of a, numbers of b), (Values of b, numbers of a).
 
 class Vector(list):
     """A vector of Values with, in `data`, their numbers, for dot(). (Its slices are mere lists.)"""
@@ -154,20 +153,19 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # By score_j: T' = scale e_j, if T is total; e_i' = scale e_i if i == j, else 0. Quotient rule:
-    # p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j). True counts as 1; p, q: p_i, p_j.
+    # p_i = e_i / T, with e: exps, T: total. ' is the derivative by score_j: T' = scale e_j, e_i' =
+    # scale e_i (i == j), True as 1: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j).
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
-# A vision token is a vector of latents, numbers that answer questions about the image x. A latent
-# compares x with patterns, rows of weights, by dot products. One, l.x, says how much of the pattern
-# l is in x; the product of several asks for things that are there together. How many is its degree:
+# A vision token is a vector of latents, numbers that answer questions about the image x. With a
+# pattern l, a row of weights, the dot product l.x says how much of l is in x. A latent is the
+# product of several: are these things there together? Its degree is their number:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
-# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. settings has the
-# options of a run, by default: size 8; patches 1; tokens [2, 3, 3], the degrees of three tokens;
-# width 16, latents of a token; layers, heads, mlp: 1; pieces 2.
+# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. settings has options
+# of a run: size 8, patches 1, tokens [2, 3, 3] (degrees), width 16, pieces 2; layers, heads, mlp 1.
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -179,7 +177,7 @@ def look(weights, settings, patch):
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):  # 2, 3, 3
         inputs = [contrast if degree == 3 else patch] * degree  # the same for each factor
-        if degree == 4:  # not by default: (l.a)(r.b), of the halves a, b of what degree 2 found
+        if degree == 4:  # not by default: (l.a)(r.b); a, b: halves of what degree 2 found (2 + 2)
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
         factors = [linear(weights[f'eye{number}.{i}'], a) for i, a in enumerate(inputs)]
@@ -194,15 +192,16 @@ def code(settings, tokens):
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
 # well; but the chapter Drawing lives on it. They saw pairs of pixels: (l.x)(r.x) = sum_pq l_p r_q
-# x_p x_q. So they rebuild the table B of all products x_p x_q. Let a b^T be the table with a_p b_q
-# in row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
+# x_p x_q. So they rebuild the table B, B_pq = x_p x_q. We write a b^T for the table with a_p b_q in
+# row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-#     A = sum_j f_j l_j r_j^T: B, if tables were perpendicular, of length 1, enough; else near to it
-#     (A - B).(A - B) = A.A - 2 A.B + B.B is the squared error. By (*), it needs no table:
+# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. So A = sum_j f_j l_j
+# r_j^T would be B, for 64 x 64 such tables. With 16, it is to come near, by a small squared error:
+#     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# For x = (1, 2), l = (1, 0), r = (0, 1): f = 2, A = ((0, 2), (0, 0)), error 21 = 4 - 2 4 + 25.
+# For x = (1, 2), l = (1, 0), r = (0, 1): f = 2, A = ((0, 2), (0, 0)), error 21 = 4 - 2*4 + 25.
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -228,38 +227,39 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
-# makes of rmsnorm(h) (a residual connection). One more matrix makes logits of h, letters' scores.
+# makes of rmsnorm(h) (a residual connection: nothing gets lost). `logits` makes scores of h.
 #
 # The first half, attention, fetches what earlier tokens know. Three matrices make of h a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
-# .3 .1 .1; '<' fetches the sum of the 4 values, each times its share. A (KV) cache keeps keys and
-# values: no later token changes them. A vision token predicts nothing: in the last layer, it needs
-# no more. Tensor-product attention asks for two things at once, like degree 2: with query and key
-# in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We saw no difference.) Two heads would
-# fetch two things, by scores of their own, with half of query, key, value each; `output` mixes.
+# .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
+# added to h. A (KV) cache keeps keys and values, as no later token changes them. Of a vision token,
+# the last layer makes nothing else: it predicts no letter. Tensor-product attention asks for two
+# things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
+# (Better? We saw no difference.) Two heads would fetch two things, each by its half of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
-    # 1 / sqrt(n) for each dot, as that is its size: large scores would give one token nearly all.
+    # n products of size 1 and random signs add up to about sqrt(n): (±1 ±1 ...)^2 is n, plus mixed
+    # products, which cancel. Divide each dot by that: large scores give one token nearly all.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
-    for head, pieces in enumerate(query):
-        scores = [product(map(dot, pieces, key[head])) for key in keys]  # (q1.k1)(q2.k2)
+    for head, parts in enumerate(query):
+        scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
         shares.append(softmax(collect(scores), scale))
     return shares
 
 def fetch(shares, values):
-    """shares [heads][so far], values [so far][width] -> [width], the sums of share * value"""
+    """shares [heads][so far], values [so far][width] -> [width], sums over tokens: share * value"""
     head_width = len(values[0]) // len(shares)  # number i is for head i // head_width
     columns = [collect(column) for column in zip(*values)]  # columns[i]: number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
-    """a token's h [width]; cache: keys, values, shares per layer -> logits (scores) of letters"""
+    """a token's h [width] -> logits; the cache (keys, values, shares of each layer) grows by it"""
     n = settings.width // settings.heads // settings.pieces
     def cut(a): return split(split(a, n), settings.pieces)  # [16] -> [2][8] -> [1 head][2][8]
     for layer, (keys, values, shares) in enumerate(cache):
@@ -305,9 +305,9 @@ def shapes(settings):
     return out
 
 def first_numbers(settings):
-    """-> random numbers, scaled so that dot products are of a size of about 1"""
-    # What makes logits, or is added to h, begins at 0: better nothing than noise. d(w.x)/dw is x,
-    # so it learns; but d(w.x)/dx is w: while that is 0, no error passes.
+    """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
+    # What makes logits, or is added to h, begins at 0: better nothing than noise. d(w.x)/dw is x:
+    # it learns. d(w.x)/dx is w: so errors first reach logits, then output and down, then the eye.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -363,19 +363,19 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # The tape holds the steps to G; the first backward() would empty it. Laid aside, it lets each
-    # stop at G, adding to its grads. In the end, we hand these on to the weights.
+    # Two tapes: weights to G, and G to a loss. Each example walks only the second back; G's grads
+    # add up. In the end, one walk over the first carries them on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
-        loss.backward()
+        loss.backward()  # back through the mouth into the eye
         total += loss.data
     walk_back(gram_tape)
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): by the rate if all g agree, else less. As means begin at 0, n
-# equal g have the mean (1 - BETA^n) g, so it is divided by that. Decay: all shrink.
+# moves by rate * mean / sqrt(square): however large its g, by the rate if they agree, else by less.
+# As means begin at 0, that of n equal g is (1 - BETA^n) g: we divide by that. Decay: all shrink.
 BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
