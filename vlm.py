@@ -164,8 +164,8 @@ def softmax(scores, scale=1.0):
 # product of several: are these things there together? Its degree is their number:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
-# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. settings has options
-# of a run: size 8, patches 1, tokens [2, 3, 3] (degrees), width 16, pieces 2; layers, heads, mlp 1.
+# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. Settings of a run,
+# by default: size 8, patches 1, tokens [2, 3, 3] (degrees), width 16, pieces 2, layers 1, mlp 1.
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -237,10 +237,10 @@ def rebuilding_loss(weights, settings, vision, x):
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. Of a vision token,
 # the last layer makes nothing else: it predicts no letter. Tensor-product attention asks for two
 # things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
-# (Better? We saw no difference.) Two heads would fetch two things, each by its half of the numbers.
+# (Better? We saw no difference.) Two heads would fetch two things, each with half the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
-# (else `down` after `up` would be like one matrix, no more), `down` makes what is added to h.
+# (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
@@ -376,7 +376,7 @@ def gradient(settings, loss_of, numbers, examples):
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): however large its g, by the rate if they agree, else by less.
 # As means begin at 0, that of n equal g is (1 - BETA^n) g: we divide by that. Decay: all shrink.
-BETA1, BETA2 = 0.85, 0.9  # what is kept of the old mean in each step; the rest is the new term
+BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
     """By endless examples, change numbers (or those at places); yield each step's loss."""
