@@ -1105,7 +1105,7 @@ def parse(argv):
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    settings.jobs = min(settings.jobs or cores or 1, 64)  # thousands would be a slip
+    settings.jobs = min(settings.jobs or cores or 1, 64)  # more would be a slip
     return settings, numbers
 
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
