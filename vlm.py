@@ -229,15 +229,15 @@ def rebuilding_loss(weights, settings, vision, x):
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
 # makes of rmsnorm(h) (a residual connection: nothing gets lost). `logits` makes scores of h.
 #
-# The first half, attention, fetches what earlier tokens know. Three matrices make of h a query
+# The first half, attention, fetches what earlier tokens know. From h, three matrices make a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. A (KV) cache keeps keys and values, as no later token changes them. Of a vision token,
-# the last layer makes nothing else: it predicts no letter. Tensor-product attention asks for two
+# added to h. A (KV) cache keeps keys and values, as no later token changes them. A vision token
+# predicts nothing: in the last layer, it needs only these. Tensor-product attention asks for two
 # things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
-# (Better? We saw no difference.) Two heads would fetch two things, each with half the numbers.
+# (Better? We saw no difference.) Two heads would fetch two things, with half the numbers each.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -306,8 +306,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # What makes logits, or is added to h, begins at 0: better nothing than noise. d(w.x)/dw is x:
-    # it learns. d(w.x)/dx is w: so errors first reach logits, then output and down, then the eye.
+    # What makes logits, or is added to h, begins at 0: better nothing than noise. Behind it,
+    # letters' errors are times 0: so logits learn in step 1, output and down in step 2, then all.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -363,8 +363,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # Two tapes: weights to G, and G to a loss. Each example walks only the second back; G's grads
-    # add up. In the end, one walk over the first carries them on to the weights.
+    # So far, only gram() computed. Its tape is laid aside, as backward() would empty it: so each
+    # example walks back to G, whose grads add up. In the end, they go on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
