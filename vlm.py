@@ -922,11 +922,11 @@ def centre(ink):
     return list(chain(*lines))
 
 def kept(weights, settings, x):
-    """image x -> what the eye can draw again of it [size * size], patch after patch"""
-    # The image s v whose table is nearest to A: the squared error, A.A - 2 s^2 v.(A v) + s^4
-    # (v.v)^2, has the derivative 0 by v where (A + A^T) v = 2 s^2 (v.v) v: the matrix only
-    # stretches v. Multiplied by it again and again, any v turns to one that it stretches most
-    # (power iteration); adding length * v keeps it from one that it turns round.
+    """image x -> what the eye can rebuild of it [size * size], patch after patch"""
+    # The eye rebuilds a table A. Which image s v has the nearest table? The squared error, A.A - 2
+    # s^2 v.(A v) + s^4 (v.v)^2, has the derivative 0 by v where (A + A^T) v = 2 s^2 (v.v) v: the
+    # matrix only stretches v. Multiplied by it again and again, any v turns to one that it
+    # stretches most (power iteration); adding length * v keeps it from one that it turns round.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
