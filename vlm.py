@@ -868,9 +868,8 @@ def show(settings, captioned):
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
 # of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
-# for what the eye can rebuild is like what it has seen: of each other's drawings, the two models in
-# data/ then read 17 of 20, not 10 (tests/drawings.py; a learned prior: A. Nguyen et al. 2016,
-# arXiv:1612.00005).
+# for what the eye can rebuild is like what it has seen: the models in data/ then read 17 of 20 of
+# each other's drawings, not 10 (a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
