@@ -413,7 +413,7 @@ import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, s
 import time, urllib.parse, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
@@ -479,7 +479,8 @@ def answer(weights, settings, x):
             letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
         probability = math.prod(letter['probability'] for letter in letters)
-        said[question] = {'name': name, 'probability': probability, 'letters': letters[:len(name)]}
+        said[question] = {'name': name, 'probability': probability,
+                          'letters': letters[:len(name)]}
     return said, rebuilding_loss(weights, settings, vision, x)
 
 # ---- Learning in stages --------------------------------------------------------------------------
@@ -593,7 +594,7 @@ def to_draw(settings):
 PORTIONS = 2  # of a minibatch; so no more than two processes learn
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
-    """gradient(), portion by portion; share_out is map(), or works like it with more processes"""
+    """gradient(), portion by portion; share_out is map(), or works like it"""
     portions = split(batch, math.ceil(len(batch) / PORTIONS))
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers), portions))
     return sum(losses), reduce(add, grads)
@@ -703,9 +704,9 @@ def on_pixels(function, weights, settings, pixels, *text):
 def examples(settings, digits):
     """[(pixels, digit)] -> (pixels, text) without end"""
     rng, digits = random.Random(settings.seed), list(digits)
-    while True:
+    for epoch in count():
         rng.shuffle(digits)
-        for i, (pixels, digit) in enumerate(digits):
+        for i, (pixels, digit) in enumerate(digits, epoch * len(digits)):
             question = settings.questions[i // 2 % len(settings.questions)]
             text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             if settings.distort:
@@ -723,6 +724,8 @@ def write_file(path, content):
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(content)
+        if path.exists():
+            part.chmod(path.stat().st_mode)
         if content:
             os.replace(part, path)
     finally:
@@ -798,7 +801,7 @@ def read_digits(folder, kind, side):
     return list(zip(images, labels))
 
 def download(path):
-    """Write a file of MNIST, from a mirror -> whether one has it; a wrong one ends the program"""
+    """Write a file of MNIST, from a mirror -> whether one has it; wrong content is refused"""
     content = None
     for mirror in MIRRORS:
         with suppress(Exception):  # a network has many in store
@@ -951,11 +954,12 @@ def read_drawing(weights, settings, question, body):
     x = rmsnorm(greys)  # as prepare() does
     said, _ = answer(weights, settings, x)
     again = kept(weights, settings, x)  # [] without latents of degree 2
-    check(all(map(math.isfinite, [said[question]['probability'], *again])),
+    check(all(map(math.isfinite, [*again, *[said[q]['probability'] for q in said]])),
           'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
-            'seen': flat(settings, greys, 255), 'kept': again and flat(settings, again, max(again))}
+            'seen': flat(settings, greys, 255),
+            'kept': again and flat(settings, again, max(again))}
 
 def draw_name(weights, settings, question, body):
     """POST /draw?ask=name, an answer, perhaps a drawing -> the images on the way"""
@@ -1018,8 +1022,9 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def send_error(self, code, message=None, explain=None):
-        """Refuse a request. (To an unknown method, http.server says 501.)"""
-        code = 405 if code == 501 else code
+        """Refuse a request; also what is no HTTP, or has a method unknown to http.server."""
+        self.request_version = 'HTTP/1.0'
+        code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
@@ -1120,7 +1125,8 @@ def train(settings, numbers, digits):
                           partial(shared_gradient, share_out))
             for step, error in enumerate(steps, 1):
                 if not math.isfinite(error):
-                    sys.exit(f'\nvlm.py: loss {error} at step {step}: a lower --lr may help')
+                    sys.exit('\n' * sys.stderr.isatty()
+                             + f'vlm.py: loss {error} at step {step}: a lower --lr may help')
                 recent = [*recent[-99:], error]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
@@ -1148,6 +1154,7 @@ def report(weights, settings, digits):
                 sys.stdout.flush()
             progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
     error = sum(missing for _, missing in answers) / count
+    check(math.isfinite(error), 'the weights are too large to test: a lower --lr may help')
     print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
     for question in settings.questions:
         right = sum(said[question]['name'] == ANSWERS[question][label]

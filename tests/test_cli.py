@@ -191,6 +191,8 @@ class Reports(Runs):
             for tty in False, True:
                 argv = [*self.tiny, '--steps', 9, '--lr', 1e9, '--save', kept]
                 self.refused(1, 'step 2.*lower --lr', *argv, tty=tty)
+        self.patch(vlm, train=lambda settings, numbers, digits: numbers.__setitem__(0, math.nan))
+        self.refused(1, 'too large.*lower --lr', *self.tiny)  # the last step was too much
 
 class Weights(Runs):
     """--save and --load."""
@@ -346,6 +348,13 @@ class Weights(Runs):
             self.accepted('accuracy', *self.tiny, '--save', link)
             self.assertTrue(link.is_symlink())
             self.assertEqual(target.read_bytes(), self.good)
+
+    @unittest.skipIf(os.name == 'nt', 'there, only the owner may read anyway')
+    def test_mode_stays(self):
+        """A file that others may not read stays so."""
+        self.file.chmod(0o600)
+        self.accepted('accuracy', *self.tiny, '--save', self.file)
+        self.assertEqual(self.file.stat().st_mode & 0o777, 0o600)
 
     def test_failed_save(self):
         """Whatever happens during --save, the earlier file is whole until the new one is."""

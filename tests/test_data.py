@@ -180,15 +180,25 @@ class Folders(Case):
         given = [(i, i % 10) for i in range(25)]
         first, second, other = ([*itertools.islice(vlm.examples(vlm.complete({'seed': seed}),
                                                                 given), 50)] for seed in (1, 1, 2))
-        for part in first[:25], first[25:]:
+        for start in 0, 25:
+            part = first[start:start + 25]
             self.assertEqual(sorted(image for image, _ in part), list(range(25)))
-            for i, (image, text) in enumerate(part):
+            for i, (image, text) in enumerate(part, start):
                 whole = f"<{vlm.ANSWERS['name'][image % 10]}>"
                 self.assertEqual(text, whole[:3] if i % 2 else whole)
         self.assertEqual(given, [(i, i % 10) for i in range(25)])
         self.assertEqual(first, second)
         for again in first[25:], other[:25]:
             self.assertNotEqual(first[:25], again)
+
+    def test_few(self):
+        """With fewer images than questions, each is asked in the end, in full and cut."""
+        settings = vlm.complete({'questions': ['name', 'parity', 'german']})
+        self.patch(vlm, prepare=lambda settings, pixels: pixels)
+        for few in 1, 2, 3, 4:
+            asked = itertools.islice(vlm.examples(settings, [(0, 7)] * few), 24)
+            self.assertEqual(sorted({text for _, text in asked}),
+                             ['%od', '%odd>', '<se', '<seven>', 'Dsi', 'Dsieben>'])
 
     def test_distort(self):
         """Each time an image comes, it is another; by less than so many pixels; the same from the

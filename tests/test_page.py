@@ -454,7 +454,7 @@ class Refusals(Case):
                 self.refused(self.server.request(method, path, body), status, status)
 
     def test_not_http(self):
-        """What is no request at all. (Where the version is not known, the answer has no head.)"""
+        """What is no request at all."""
         line = b'GET / HTTP/1.1\r\n'
         for request in [b'nonsense\r\n\r\n', b'GET\r\n\r\n', b'GET / HTTP\r\n\r\n',
                         b'GET / HTTP/x.y\r\n\r\n', b'GET / HTTP/1.1.1\r\n\r\n',
@@ -466,6 +466,7 @@ class Refusals(Case):
                         line + b'no header\r\n\r\n', line + b': \r\n\0\r\n\r\n']:
             with self.subTest(request[:30]), self.server.connect(request) as client:
                 answer = b''.join(iter(lambda: client.recv(65536), b''))
+                self.assertRegex(answer, rb'^HTTP/1.0 4\d\d ')
                 self.error(answer.rpartition(b'\r\n\r\n')[2])
 
     def test_this_machine(self):
