@@ -474,7 +474,8 @@ def answer(weights, settings, x):
         choose = [sampler(settings, x, question)] if settings.temperature else []  # else the best
         cache, letters = prefill(weights, settings, vision), []
         for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            heads = [head for _, _, shares in cache for head in shares[-1]]  # of all layers
+            # The last shares, in each layer, are those of this letter.
+            heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
@@ -490,7 +491,7 @@ def answer(weights, settings, x):
 
 def eye_loss(weights, settings, x, text):
     """an example -> how badly the eye rebuilds it"""
-    return joint_loss(weights, settings, x, '')
+    return joint_loss(weights, settings, x, '')  # no letters
 
 def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
@@ -591,7 +592,7 @@ def to_draw(settings):
 # or fails, its part, too. Results are added up in order, which sums of floats depend on: so any
 # number of processes learns the same weights, to the last bit.
 
-PORTIONS = 2  # of a minibatch; so no more than two processes learn
+PORTIONS = 2  # of a minibatch, for two processes; more would be slower
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
     """gradient(), portion by portion; share_out is map(), or works like it"""
@@ -604,7 +605,7 @@ def processes(count):
     """-> a function like map() that shares its work with count - 1 other processes"""
     pause_gc()
     others = []
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # no Ctrl-C until they ignore it
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit that
     try:
         for _ in range(count - 1):
             ours, theirs = multiprocessing.Pipe()
@@ -712,7 +713,7 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Two share a question; one of them ends after two letters: the rest is easier.
+            # Two share a question; the second text ends after two letters, as the rest is easier.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -1023,7 +1024,7 @@ class Page(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None):
         """Refuse a request; also what is no HTTP, or has a method unknown to http.server."""
-        self.request_version = 'HTTP/1.0'
+        self.request_version = 'HTTP/1.0'  # else what is no HTTP would get no status
         code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
@@ -1091,7 +1092,8 @@ def parse(argv):
         prog='vlm.py', usage='%(prog)s [options]', argument_default=argparse.SUPPRESS,
         description='It learns to answer questions about handwritten digits, then is tested. '
         'Of two defaults, the second is for --size 14.')
-    groups = {group: parser.add_argument_group(group) for _, group, *_ in ROWS}
+    groups = {group: parser.add_argument_group(group)
+              for group in dict.fromkeys(group for _, group, *_ in ROWS)}
     for name, group, default, least, meaning in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
         text = meaning if default == 'null' else f'{meaning} (default: {default})'
