@@ -104,7 +104,7 @@ def walk_back(tape):
 # edges: (Values of a, numbers of b), (Values of b, numbers of a).
 
 class Vector(list):
-    """A vector of Values with, in `data`, their numbers, for dot(). (Its slices are mere lists.)"""
+    """A vector of Values with, in `data`, their numbers, as dot() needs them; made by collect()."""
     __slots__ = 'data',
 
 def collect(numbers):
@@ -234,10 +234,10 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. A (KV) cache keeps keys and values, as no later token changes them. A vision token
-# predicts nothing: in the last layer, it needs only these. Tensor-product attention asks for two
-# things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
-# (Better? We saw no difference.) Two heads would fetch two things, with half the numbers each.
+# added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
+# vision tokens only make these: they need not look. Tensor-product attention asks for two things at
+# once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
+# saw no difference.) But each of several heads has a score of its own.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -245,7 +245,7 @@ def rebuilding_loss(weights, settings, vision, x):
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): (±1 ±1 ...)^2 is n, plus mixed
-    # products, which cancel. Divide each dot by that: large scores give one token nearly all.
+    # products, which cancel. So each dot is divided by that (2 of 8 numbers, by 8).
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, parts in enumerate(query):
         scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
@@ -254,8 +254,8 @@ def attention(settings, query, keys):
 
 def fetch(shares, values):
     """shares [heads][so far], values [so far][width] -> [width], sums over tokens: share * value"""
-    head_width = len(values[0]) // len(shares)  # number i is for head i // head_width
-    columns = [collect(column) for column in zip(*values)]  # columns[i]: number i of all values
+    head_width = len(values[0]) // len(shares)  # number i is for head i // head_width: all for 0
+    columns = [collect(column) for column in zip(*values)]  # number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
@@ -306,8 +306,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # What makes logits, or is added to h, begins at 0: better nothing than noise. Behind it,
-    # letters' errors are times 0: so logits learn in step 1, output and down in step 2, then all.
+    # What makes logits, or is added to h, begins at 0: better nothing than noise. It learns, as the
+    # derivative of w.x by w is x; but that by x is w: while w is 0, no error passes.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -374,8 +374,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): however large its g, by the rate if they agree, else by less.
-# As means begin at 0, that of n equal g is (1 - BETA^n) g: we divide by that. Decay: all shrink.
+# moves by rate * mean / sqrt(square): the rate if its g agree in sign, else less. Means begin at 0:
+# of g = 1, 1, ..., .15, .28, ...; divided by 1 - BETA^n, they are 1, 1, ... Decay: all shrink.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
