@@ -196,8 +196,8 @@ def code(settings, tokens):
 # row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. So A = sum_j f_j l_j
-# r_j^T would be B, for 64 x 64 such tables. With 16, it is to come near, by a small squared error:
+# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. With B for v, tables for
+# u and w: A = sum_j f_j l_j r_j^T would be B, for 64 x 64 such tables. With 16, it is to be near:
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -227,7 +227,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
-# makes of rmsnorm(h) (a residual connection: nothing gets lost). `logits` makes scores of h.
+# makes of rmsnorm(h) (a residual connection). Then `logits` makes of h a score for each letter.
 #
 # The first half, attention, fetches what earlier tokens know. From h, three matrices make a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
@@ -237,15 +237,15 @@ def rebuilding_loss(weights, settings, vision, x):
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
 # vision tokens only make these: they need not look. Tensor-product attention asks for two things at
 # once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
-# saw no difference.) But each of several heads has a score of its own.
+# saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
-    # n products of size 1 and random signs add up to about sqrt(n): (±1 ±1 ...)^2 is n, plus mixed
-    # products, which cancel. So each dot is divided by that (2 of 8 numbers, by 8).
+    # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
+    # that (2 of 8 numbers: by 8), else one share is nearly 1, and derivatives are nearly 0.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, parts in enumerate(query):
         scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
@@ -307,7 +307,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # What makes logits, or is added to h, begins at 0: better nothing than noise. It learns, as the
-    # derivative of w.x by w is x; but that by x is w: while w is 0, no error passes.
+    # derivative of w.x by w is x; but that by x is w: at first, errors end there.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -375,7 +375,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): the rate if its g agree in sign, else less. Means begin at 0:
-# of g = 1, 1, ..., .15, .28, ...; divided by 1 - BETA^n, they are 1, 1, ... Decay: all shrink.
+# if every g is 1, they are .15, .28, ...; divided by 1 - BETA^n, they are 1. Decay: all shrink.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
