@@ -254,7 +254,7 @@ def attention(settings, query, keys):
 
 def fetch(shares, values):
     """shares [heads][so far], values [so far][width] -> [width], sums over tokens: share * value"""
-    head_width = len(values[0]) // len(shares)  # number i is for head i // head_width: all for 0
+    head_width = len(values[0]) // len(shares)  # number i is for head i // head_width (1 head: 0)
     columns = [collect(column) for column in zip(*values)]  # number i of all values
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
