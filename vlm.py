@@ -86,7 +86,7 @@ class Value:
 
 def walk_back(tape):
     """Hand the grad of each Value on to its parents, newest first; empty the tape."""
-    # All that was computed from a Value is newer, and has had its turn: then its grad is complete.
+    # At a Value's turn, all that was computed from it is newer, so has handed on: grad is complete.
     for node in reversed(tape):
         grad = node.grad
         if grad:  # else it has nothing to hand on
@@ -164,8 +164,8 @@ def softmax(scores, scale=1.0):
 # product of several: are these things there together? Its degree is their number:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
-# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. Settings of a run,
-# by default: size 8, patches 1, tokens [2, 3, 3] (degrees), width 16, pieces 2, layers 1, mlp 1.
+# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. By
+# default, settings has width 16 (latents), tokens [2, 3, 3] (degrees), size 8, patches 1, pieces 2.
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -177,7 +177,7 @@ def look(weights, settings, patch):
     contrast = rmsnorm(collect([v - mean for v in patch]))
     for number, degree in enumerate(settings.tokens):  # 2, 3, 3
         inputs = [contrast if degree == 3 else patch] * degree  # the same for each factor
-        if degree == 4:  # not by default: (l.a)(r.b); a, b: halves of what degree 2 found (2 + 2)
+        if degree == 4:  # skip it: not by default. (l.a)(r.b); a, b: halves of what degree 2 found
             f = code(settings, tokens)
             inputs = [rmsnorm(half) for half in split(f, len(f) // 2)]
         factors = [linear(weights[f'eye{number}.{i}'], a) for i, a in enumerate(inputs)]
@@ -307,7 +307,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # What makes logits, or is added to h, begins at 0: better nothing than noise. It learns, as the
-    # derivative of w.x by w is x; but that by x is w: at first, errors end there.
+    # derivative of w.x by w is x. That by x is w: an error passes only when w is no longer 0.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -363,8 +363,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far, only gram() computed. Its tape is laid aside, as backward() would empty it: so each
-    # example walks back to G, whose grads add up. In the end, they go on to the weights.
+    # So far, only gram() computed. Its tape is laid aside: G, not on the new one, collects grads
+    # like a leaf, over all examples. In the end, they go on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -374,8 +374,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): the rate if its g agree in sign, else less. Means begin at 0:
-# if every g is 1, they are .15, .28, ...; divided by 1 - BETA^n, they are 1. Decay: all shrink.
+# moves by rate * mean / sqrt(square): the rate if its g are alike, else less. Means begin at 0: if
+# every g is 1, they are .15, .28, ...; divided by 1 - BETA^step, they are 1. Decay: all shrink.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
