@@ -235,7 +235,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens only make these: they need not look. Tensor-product attention asks for two things at
+# vision tokens make only these: they say nothing. Tensor-product attention asks for two things at
 # once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
 # saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
@@ -363,8 +363,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far, only gram() computed. Its tape is laid aside: G, not on the new one, collects grads
-    # like a leaf, over all examples. In the end, they go on to the weights.
+    # So far, only gram() computed. Its tape is laid aside, or backward() would empty it: so G
+    # collects grads like a leaf. In the end, they go on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
