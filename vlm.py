@@ -260,8 +260,9 @@ def fetch(shares, values):
 
 def transformer(weights, settings, h, cache, predict=True):
     """a token's h [width] -> logits; the cache (keys, values, shares of each layer) grows by it"""
-    n = settings.width // settings.heads // settings.pieces
-    def cut(a): return split(split(a, n), settings.pieces)  # [16] -> [2][8] -> [1 head][2][8]
+    def cut(a):
+        """[width] -> [heads][pieces][n], such as [16] -> [2][8] -> [1][2][8]"""
+        return split(split(a, settings.width // settings.heads // settings.pieces), settings.pieces)
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
         keys.append(cut(linear(weights[f'mouth{layer}.key'], normed)))
@@ -396,7 +397,6 @@ def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
 # In all: speak(weights, settings, prefill(weights, settings, see(weights, settings, x))).
-
 def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.index(max(logits))):
     """the cache that prefill() made -> pairs (letter, probability), to EOS (greedy decoding)"""
     for place in range(settings.longest):

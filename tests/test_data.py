@@ -174,8 +174,8 @@ class Folders(Case):
         self.refused(1, 'data', '--data', '')
 
     def test_order(self):
-        """Each image once, shuffled by the seed, then all over again; every
-        other text is cut after two letters."""
+        """Each image once, shuffled by the seed, then all over again; every other text is cut after
+        two letters."""
         self.patch(vlm, prepare=lambda settings, pixels: pixels)
         given = [(i, i % 10) for i in range(25)]
         first, second, other = ([*itertools.islice(vlm.examples(vlm.complete({'seed': seed}),
