@@ -417,16 +417,15 @@ from itertools import accumulate, count
 from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
-
 def check(good, complaint):
     """Go on if all is good, else end with one line and status 1."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
 def progress(text, milestone=True, last=False):
-    """On standard error: a line that updates; if it is no terminal, the milestones."""
+    """On standard error: a line that changes, until the last; if no terminal, the milestones."""
     if sys.stderr.isatty():
-        print(f'\r{text:79.79}', end='\n' * last, file=sys.stderr, flush=True)
+        print(f'{text:79.79}', end='\n' if last else '\r', file=sys.stderr, flush=True)
     elif milestone or last:
         print(text, file=sys.stderr, flush=True)
 
@@ -447,23 +446,21 @@ for row in QUESTIONS.strip().splitlines():
     assert len(prompt) == 1 and prompt not in PROMPTS.values() and len(answers) == 10, row
     PROMPTS[name], ANSWERS[name] = prompt, answers
 
-def question_of(settings, name):
-    """an answer -> the first question of the table that has it, and is asked; perhaps None"""
-    return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
-
 # ---- Answers -------------------------------------------------------------------------------------
-
 def sampler(settings, x, question):
-    """-> choose() for speak(), the same for the same image and question in whichever process"""
+    """-> choose() for speak(): it draws at random, but the same whenever all these are the same"""
     rng = random.Random(repr((settings.seed, x, question)))
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
-        order = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
-        before = accumulate((probs[i] for i in order), initial=0.0)
-        likely = [i for i, earlier in zip(order, before) if earlier < settings.top_p]
-        # Where huge weights give NaN, only the first is likely: choices() would refuse it.
-        return rng.choices(likely, [probs[i] for i in likely])[0] if likely[1:] else likely[0]
+        likely, total = [], 0.0
+        for index in sorted(range(len(probs)), key=probs.__getitem__, reverse=True):
+            if total < settings.top_p:
+                likely.append(index)
+                total += probs[index]
+        if not total > 0:  # it is NaN: the weights are too large
+            return likely[0]
+        return rng.choices(likely, [probs[index] for index in likely])[0]
     return choose
 
 def answer(weights, settings, x):
@@ -474,14 +471,14 @@ def answer(weights, settings, x):
         choose = [sampler(settings, x, question)] if settings.temperature else []  # else the best
         cache, letters = prefill(weights, settings, vision), []
         for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            # The last shares, in each layer, are those of this letter.
+            # speak() yields at once: the last shares are of the token that predicted this letter.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
-        name = ''.join(letter['letter'] for letter in letters).rstrip(EOS)
-        probability = math.prod(letter['probability'] for letter in letters)
-        said[question] = {'name': name, 'probability': probability,
-                          'letters': letters[:len(name)]}
+        probability = math.prod(letter['probability'] for letter in letters)  # EOS counts, too
+        letters = [letter for letter in letters if letter['letter'] != EOS]
+        name = ''.join(letter['letter'] for letter in letters)
+        said[question] = {'name': name, 'probability': probability, 'letters': letters}
     return said, rebuilding_loss(weights, settings, vision, x)
 
 # ---- Learning in stages --------------------------------------------------------------------------
@@ -491,7 +488,8 @@ def answer(weights, settings, x):
 
 def eye_loss(weights, settings, x, text):
     """an example -> how badly the eye rebuilds it"""
-    return joint_loss(weights, settings, x, '')  # no letters
+    vision = see(weights, settings, x)
+    return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
 
 def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
@@ -508,12 +506,13 @@ def learning_places(settings):
 
 # ---- Settings ------------------------------------------------------------------------------------
 
-# name, group, default at size 8 / 14, least (null: any), what it is
+# A row: name, group, default (or two: of size 8, of size 14), least, meaning. The least also tells
+# the type: 1 an int, 1e-9 a float; null a text, of which there is no least.
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
 seed            common    1         0     fixes all that is random
-test            common    10000     1     test images to report on; with draw or page, none
+test            common    10000     1     test images to report on; by default none to draw or page
 jobs            common    0         0     processes; 0 is one for each processor
 data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null      null  write the weights to this file, as JSON
@@ -543,16 +542,19 @@ SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'mo
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
-    column = -1 if given.get('size') == 14 else 0
-    settings = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
-    # learned: the questions that the weights know, of the file or else those asked for.
-    # questions: those asked in this run, or else all that are learned.
-    learned = given.get('learned', given.get('questions', ['name']))
-    settings.update(learned=learned, questions=learned)
-    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in learned if q in ANSWERS])]
-    settings['vocabulary'] = sorted(set(''.join(texts)))
-    settings['longest'] = max(map(len, texts)) + 1  # letters to say, EOS among them
-    return argparse.Namespace(**{**settings, **given})
+    column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
+    defaults = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
+    settings = argparse.Namespace(**{**defaults, 'learned': None, **given})
+    # learned: the questions that the weights know, as their file says; new weights: those asked.
+    if settings.learned is None:
+        settings.learned = settings.questions or ['name']
+    if settings.questions is None:
+        settings.questions = settings.learned
+    known = [question for question in settings.learned if question in ANSWERS]  # see mistakes()
+    texts = [EOS, *chain(*[[PROMPTS[question], *ANSWERS[question]] for question in known])]
+    settings.vocabulary = sorted(set(''.join(texts)))
+    settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
+    return settings
 
 def mistakes(settings):
     """-> what is wrong with the settings, if anything"""
@@ -561,62 +563,58 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    count = s.tokens.count(2) * s.width  # of latents of degree 2
+    known = s.learned if s.load else [*ANSWERS]
+    codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
-            # str(), as 2.0 and True are no degrees.
+            # A file may have them unsorted, and others: str() tells 2 from 2.0, and 1 from True.
             s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
         'tokens of degree 4 need an even number of latents of degree 2':
-            4 not in s.tokens or count > 0 and count % 2 == 0,
+            4 not in s.tokens or codes > 0 and codes % 2 == 0,
         'distort must be at most 3': s.distort <= 3,
-        f'questions must be of {", ".join(s.learned if s.load else ANSWERS)}, each once':
-            asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
+        f'questions must be of {", ".join(known)}, each once':
+            asked and {*asked} <= {*known} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
+        'page must be a port below 65536': s.page in (None, True) or 0 <= s.page < 65536,
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
-            s.stage != 'eye' or count * s.reconstruction}
+            s.stage != 'eye' or codes * s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
 
-def to_draw(settings):
-    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
-    if settings.draw == ['all']:
-        first = next((q for q in ANSWERS if q in settings.questions), None)
-        return list(dict.fromkeys(ANSWERS.get(first, [])))
-    return ','.join(settings.draw).split(',')
-
 # ---- Many processes: data parallelism ------------------------------------------------------------
-# The first process sends the others work, through a pipe each, and does its own part; if one dies
-# or fails, its part, too. Results are added up in order, which sums of floats depend on: so any
-# number of processes learns the same weights, to the last bit.
+# Through a pipe each, the first process sends the others a function and some items, and they send
+# back the results (pickled: so it is a function of a module, or a partial of one). Meanwhile it
+# does its own share. If another ends before its time, the first does that share, too.
+#
+# A sum of floats depends on the order. So a minibatch is always cut into two portions, and their
+# gradients are added in order: any number of processes learns the same weights, to the last bit.
+# (While learning, then, more than two are no faster; in the report, they are.)
 
-PORTIONS = 2  # of a minibatch, for two processes; more would be slower
+PORTIONS = 2
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
-    """gradient(), portion by portion; share_out is map(), or works like it"""
+    """gradient() for learn(), with the portions given to share_out, which works like map()"""
     portions = split(batch, math.ceil(len(batch) / PORTIONS))
     losses, grads = zip(*share_out(partial(gradient, settings, loss_of, numbers), portions))
     return sum(losses), reduce(add, grads)
 
 @contextmanager
-def processes(count):
-    """-> a function like map() that shares its work with count - 1 other processes"""
+def processes(number):
+    """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit that
     try:
-        for _ in range(count - 1):
+        for _ in range(number - 1):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
-            theirs.close()  # so that the pipe ends when that process does
+            theirs.close()  # a pipe ends once nobody has its other end open: as that process ends
             others.append((process, ours))
-    except (OSError, EOFError) as error:
+    except OSError as error:
         progress(f'no further process can be started: {error}', last=True)
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield partial(shared_map, [pipe for _, pipe in others])
     finally:
@@ -627,15 +625,16 @@ def processes(count):
             pipe.close()
 
 def pause_gc():
-    """CPython frees objects by itself, but for cycles: none here. PyPy needs its collector."""
+    """Search for no cycles of objects: we make none, and CPython frees the rest by itself. A step
+    takes a sixth less. PyPy frees nothing without the search."""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
 def shared_map(pipes, function, items):
-    """pipes to other processes -> [function(item) for item in items]"""
+    """pipes to other processes -> [function(item) for item in items]; pipes that ended go"""
     results, stride = [None] * len(items), len(pipes) + 1
     for rank, pipe in enumerate(pipes, 1):
-        with suppress(OSError):  # it died: noticed below
+        with suppress(OSError):  # it has ended: noticed below
             pipe.send((function, items[rank::stride]))
     results[::stride] = map(function, items[::stride])
     for rank, pipe in enumerate(list(pipes), 1):
@@ -651,46 +650,54 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    first_end.close()  # our copy of it: else recv() would wait on after that process has ended
-    with suppress(Exception):  # the first process does again what fails here
+    first_end.close()  # a copy: with it open, recv() would wait on after the first has ended
+    with suppress(Exception):  # this process ends; the first meets the mistake itself
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
-
 def shrink(line, size, start=0.0, length=None):
-    """a row -> [size]: its `length` pixels from `start` on, in equal parts; the mean of each"""
-    width = (length or len(line)) / size
-    edges = [start + i * width for i in range(size + 1)]
-    sums, line = [0, *accumulate(line)], [*line, 0]  # 0: the last edge cuts no pixel
+    """a row -> [size], the means of equal parts of its `length` pixels (None: all) from `start` on
+
+    >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
+    [2.0, 4.0]
+    """
+    part = (length or len(line)) / size
+    edges = [start + i * part for i in range(size + 1)]
+    sums, line = [0, *accumulate(line)], [*line, 0]  # 0: for an edge at the very end
     # The sum before each edge: whole pixels, then a part of the one that it cuts:
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
-    return [(b - a) / width for a, b in zip(before, before[1:])]
+    return [(b - a) / part for a, b in zip(before, before[1:])]
+
+def places(settings):
+    """-> where the numbers of an image x, patch after patch, stand in the image, row after row"""
+    size, part = settings.size, range(settings.size // settings.patches)
+    corners = range(0, size, len(part))
+    return [(top + row) * size + left + column
+            for top in corners for left in corners for row in part for column in part]
 
 def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
-    size, part = settings.size, range(settings.size // settings.patches)
-    side = math.isqrt(len(pixels))
+    size, side = settings.size, math.isqrt(len(pixels))
     inner = slice(side // 9, side - side // 9)  # MNIST's outer 3 (of 28) are nearly always black
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
-    corners = range(0, size, len(part))
-    return [columns[left + x][top + y]
-            for top in corners for left in corners for y in part for x in part]
+    means = list(chain(*zip(*columns)))  # row after row
+    return [means[place] for place in places(settings)]
 
 def distort(pixels, moves):
     """pixels [side * side]; shift, slant, stretch of rows, then of columns -> [side * side]"""
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
-    # Each line is read through a window: moved by shift and, from the first line to the last, by
-    # -slant to slant; longer by stretch at both ends, so that what is in it gets smaller.
     for shift, slant, stretch in split(moves, 3):
-        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
+        # Each line is read through a window, which begins at `shift`, in the first line less by
+        # `slant`, in the last more, and which is longer by `stretch` at both ends.
+        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))  # it can reach outside
         first = len(pad) + shift - stretch
-        slants = [slant * ((2 * i + 1) / side - 1) for i in range(side)]
-        lines = [shrink([*pad, *line, *pad], side, first + more, side + 2 * stretch)
-                 for line, more in zip(lines, slants)]
+        starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]
+        lines = [shrink([*pad, *line, *pad], side, start, side + 2 * stretch)
+                 for line, start in zip(lines, starts)]
         lines = list(zip(*lines))  # rows become columns, and back again
     return list(chain(*lines))
 
@@ -699,7 +706,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """function(weights, settings, x, ...), and raw pixels for x -> its result"""
+    """-> function(weights, settings, x, *text); so whoever calls it prepares x, in any process"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
@@ -713,11 +720,11 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Two share a question; the second text ends after two letters, as the rest is easier.
+            # Two images in a row share a question. The second teaches only the first two letters:
+            # the others are easier, and take time.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
-
 def write_file(path, content):
     """Write bytes under a temporary name, then rename; b'' only checks that one can."""
     path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
@@ -745,20 +752,20 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    places = Path(path), data_folder().parent / path  # such as data/weights-8.json, from anywhere
-    content, good = next(filter(Path.exists, places), places[0]).read_bytes(), False
+    here, beside = Path(path), data_folder().parent / path  # data/weights-8.json, from anywhere
+    content = (beside if beside.exists() and not here.exists() else here).read_bytes()
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
-        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
+        if (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)
                 and settings.layers < len(numbers)  # or shapes() could take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers))
-                and all(map(math.isfinite, numbers)))
-    check(good, f'{path} is damaged, or not a weights file of vlm.py')
-    return saved, list(map(float, numbers))
+                and all(map(math.isfinite, numbers))):
+            return saved, list(map(float, numbers))
+    return check(False, f'{path} is damaged, or not a weights file of vlm.py')
 
 # ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
 
@@ -803,17 +810,21 @@ def read_digits(folder, kind, side):
 
 def download(path):
     """Write a file of MNIST, from a mirror -> whether one has it; wrong content is refused"""
-    content = None
+    wrong = []
     for mirror in MIRRORS:
-        with suppress(Exception):  # a network has many in store
+        try:
             response = urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT)
             progress(f'downloading {path.name}', last=True)
             content = response.read()
-        if content and hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
+        except Exception:  # a network has many in store
+            continue
+        if hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
             path.parent.mkdir(exist_ok=True)
             write_file(path, content)
             return True
-    check(content is None, f'wrong content for {path.name} from {" or ".join(MIRRORS)}')
+        wrong.append(mirror)
+    check(not wrong, f'wrong content for {path.name} from {" and ".join(wrong)}')
+    return False
 
 def load_digits(folder, size):
     """-> the digits to learn from, those to test on: from a folder, else data_folder()"""
@@ -827,16 +838,13 @@ def load_digits(folder, size):
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
         progress('MNIST cannot be downloaded, so the bundled digits are used', last=True)
-    return train[:len(train) - len(train) // 12], test  # the last twelfth is left to validate on
+    # The last twelfth is for those who compare settings: a run does not use it.
+    return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
-
-def grid(settings, x, top):
-    """image x, patch after patch -> its rows [size][size], divided by top"""
-    part = settings.size // settings.patches
-    patches = [split(patch, part) for patch in split(x, part * part)]
-    return [[max(v, 0.0) / max(top, 1e-9) for v in chain(*rows)]
-            for band in split(patches, settings.patches) for rows in zip(*band)]
+def greys(settings, x, top):
+    """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
+    return [round(max(v, 0.0) / max(top, 1e-9), 3) for _, v in sorted(zip(places(settings), x))]
 
 def unicode():
     """-> whether standard output can show any character"""
@@ -847,14 +855,14 @@ def caption(right, said):
     mark = ('✗✓' if unicode() else 'x+')[said['name'] == right]
     return f'{said["name"]} {mark} {said["probability"]:.1%}'
 
-def show(settings, captioned):
-    """[(image x, caption)]: Print each image above its caption, side by side in 80 columns."""
+def show(settings, images, captions):
+    """Print each image x above its caption, side by side in 80 columns."""
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
              or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
     pictures = []
-    for x, _ in captioned:
-        rows = grid(settings, x, max(x))
+    for x in images:
+        rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
         else:      # one for two pixels, in the 24 greys of the 256 colours
@@ -863,28 +871,31 @@ def show(settings, captioned):
                      for pair in zip(rows[::2], rows[1::2])]
         pictures.append(lines)
     width = settings.size * (2 if plain else 1)
-    column = max(width, *[len(text) for _, text in captioned])
-    for some in split(list(zip(pictures, captioned)), max(80 // (column + 1), 1)):
-        for lines in zip(*[picture for picture, _ in some]):
+    column = max(width, *map(len, captions))
+    together = max(80 // (column + 1), 1)
+    for some, texts in zip(split(pictures, together), split(captions, together)):
+        for lines in zip(*some):
             print(*[line + ' ' * (column - width) for line in lines])
-        print(*[text.ljust(column) for _, (_, text) in some], end='\n\n')
+        print(*[text.ljust(column) for text in texts], end='\n\n')
 
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
 # of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
-# for what the eye can rebuild is like what it has seen: the models in data/ then read 17 of 20 of
-# each other's drawings, not 10 (a learned prior: A. Nguyen et al. 2016, arXiv:1612.00005).
+# for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al. 2016,
+# arXiv:1612.00005). The two models in data/ then read 17 of 20 of each other's drawings; without
+# it, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    weights = {name: [collect(list(map(Value, row))) for row in matrix]  # not constant: see dot()
+    # dot() wants Values first, and linear() puts the weights there. Their grad is not used.
+    weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
     aims.known, aims.reconstruction = 1.0, LIKENESS  # every letter counts
-    images = [start or [1.0] * settings.size ** 2]
+    images = [start if start and any(start) else [1.0] * settings.size ** 2]
     for step in range(STEPS):
         pixels = list(map(Value, images[-1]))
         joint_loss(weights, aims, pixels, text).backward()
@@ -900,48 +911,70 @@ def draw_and_read(weights, settings, question, name, start=None):
     check(all(map(math.isfinite, images[-1])), 'the weights are too large to draw with')
     return images, answer(weights, settings, images[-1])[0][question]
 
+def question_of(settings, name):
+    """an answer -> the first question of the table that has it, and is asked; perhaps None"""
+    return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
+
+def to_draw(settings):
+    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
+    names = ','.join(settings.draw).split(',')  # both `seven three` and `seven,three` will do
+    every = next((ANSWERS[q] for q in ANSWERS if q in settings.questions), [])
+    return list(dict.fromkeys(every)) if names == ['all'] else names
+
 def exhibit(weights, settings):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
-    captioned = []
+    drawings, captions = [], []
     for name in to_draw(settings):
         images, said = draw_and_read(weights, settings, question_of(settings, name), name)
-        captioned.append((images[-1], f'{name}: {caption(name, said)}'))
-    show(settings, captioned)
+        drawings.append(images[-1])
+        captions.append(f'{name}: {caption(name, said)}')
+    show(settings, drawings, captions)
 
 # ---- A page to play with -------------------------------------------------------------------------
-
 def centre(ink):
     """a drawing [n * n] -> cropped, scaled to 20x20, its centre of mass in the middle of 28x28"""
-    lines, least = split(ink, math.isqrt(len(ink))), max(ink) / 5
-    for _ in 'rows', 'columns':
-        inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
-        lines = list(zip(*lines[inked[0]:inked[-1] + 1]))  # columns become rows, and back again
-    side = max(len(lines), len(lines[0]))
-    for _ in 'columns', 'rows':
-        lines = [shrink([*line, *[0.0] * (side - len(line))], 20) for line in zip(*lines)]
-        masses = [sum(line) for line in zip(*lines)]
-        before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # 1.0: no ink
-        lines = [([0.0] * before + line + [0.0] * 8)[:28] for line in lines]
-    return list(chain(*lines))
+    check(type(ink) in (bytes, list) and len(ink) in [n * n for n in range(8, 561)]
+          and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
+          'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
+    least = max(ink) / 5  # fainter is no ink
+    rows = crop(split(ink, math.isqrt(len(ink))), least)
+    columns = crop(list(zip(*rows)), least)
+    side = max(len(rows), len(columns))  # what is narrow stays so: it is filled up to a square
+    columns = [shrink([*column, *[0.0] * (side - len(rows))], 20) for column in columns]
+    rows = [shrink([*row, *[0.0] * (side - len(columns))], 20) for row in zip(*columns)]
+    columns = list(zip(*to_middle(rows)))
+    return list(chain(*zip(*to_middle(columns))))
+
+def crop(lines, least):
+    """some lines -> those from the first to the last that have ink"""
+    inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
+    return lines[inked[0]:inked[-1] + 1]
+
+def to_middle(lines):
+    """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
+    masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
+    before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # 1.0: no ink
+    return ([empty] * before + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # The eye rebuilds a table A. Which image s v has the nearest table? The squared error, A.A - 2
-    # s^2 v.(A v) + s^4 (v.v)^2, has the derivative 0 by v where (A + A^T) v = 2 s^2 (v.v) v: the
-    # matrix only stretches v. Multiplied by it again and again, any v turns to one that it
-    # stretches most (power iteration); adding length * v keeps it from one that it turns round.
+    # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
+    # symmetric part. Were S = x x^T, then S v = (x.v) x, for any v: the image, at once. As it is
+    # only near, S is applied again and again: v turns to where S stretches most (power iteration).
+    # S may also turn some v round, to S v = -length v. Adding length v to S v takes these out.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
-            # (A + A^T) v = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j; + joins lists
-            amounts = list(map(mul, f + f, linear(right + left, v)))
-            turned = linear(list(zip(*left, *right)), amounts)
-            length = math.sqrt(dot(turned, turned) / len(v))
-            v = rmsnorm([a + length * b for a, b in zip(turned, v)])
-        # s, but for a factor that all patches share. Its sign is free: it is that of the patch.
-        strength = math.copysign(max(dot(turned, v), 0.0) ** 0.5, dot(patch, v))
+            # 2 S v = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j
+            of_left = list(map(mul, f, linear(right, v)))
+            of_right = list(map(mul, f, linear(left, v)))
+            stretched = add(linear(zip(*left), of_left), linear(zip(*right), of_right))
+            length = math.sqrt(dot(stretched, stretched) / len(v))
+            v = rmsnorm([a + length * b for a, b in zip(stretched, v)])
+        # v.(S v) would be (x.v)^2: its root is how much of v is in x. The sign is free: as in x.
+        strength = math.copysign(max(dot(stretched, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
 
@@ -951,64 +984,44 @@ def read_page(weights, settings, question, body):
 
 def read_drawing(weights, settings, question, body):
     """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
-    greys = downscale(settings, centre(check_ink(body)))
-    x = rmsnorm(greys)  # as prepare() does
+    seen = downscale(settings, centre(body))
+    x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
     again = kept(weights, settings, x)  # [] without latents of degree 2
-    check(all(map(math.isfinite, [*again, *[said[q]['probability'] for q in said]])),
-          'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
-            'seen': flat(settings, greys, 255),
-            'kept': again and flat(settings, again, max(again))}
+            'seen': greys(settings, seen, 255),
+            'kept': again and greys(settings, again, max(again))}
 
 def draw_name(weights, settings, question, body):
     """POST /draw?ask=name, an answer, perhaps a drawing -> the images on the way"""
-    order, start = None, None
-    with suppress(ValueError, RecursionError):
-        order = json.loads(body)
+    order = json.loads(body)
     name = order.get('name') if type(order) is dict else None
     if name not in ANSWERS[question]:
         question = question_of(settings, name)
     check(question, 'name must be an answer that the model knows')
-    if 'ink' in order and any(check_ink(order['ink'])):
-        start = prepare(settings, centre(order['ink']))
+    start = prepare(settings, centre(order['ink'])) if 'ink' in order else None
     with DRAWING:
         images, said = draw_and_read(weights, settings, question, name, start)
-    return {'size': settings.size, 'frames': [flat(settings, x, max(x)) for x in images],
+    return {'size': settings.size, 'frames': [greys(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
-
-def check_ink(ink):
-    """bytes, or what was JSON -> the same, if it is a drawing"""
-    check(type(ink) in (bytes, list) and len(ink) in [n * n for n in range(8, 561)]
-          and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
-          'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
-    return ink
-
-def flat(settings, x, top):
-    """image x -> its pixels [size * size], row after row, with three digits"""
-    return [round(v, 3) for v in chain(*grid(settings, x, top))]
 
 TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name}
 
 class Page(BaseHTTPRequestHandler):
-    """Answers a request, in a thread of its own."""
+    """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
+    default_request_version = 'HTTP/1.0'  # so that what is no HTTP gets a status, too
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
         path, _, query = self.path.partition('?')
-        length = self.headers.get('Content-Length', '0')
         weights, settings = self.server.model
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
         task = TASKS.get(f'{self.command} {path}')
-        port = f':{self.server.server_port}'
-        hosts = [name + port * (port != ':80') for name in ('localhost', '127.0.0.1')]
         try:
-            # Any site can make a browser send requests here: Host and Origin show it.
-            check(self.headers['Host'] in hosts, 'for this machine only')
-            check(self.headers.get('Origin', f'http://{hosts[0]}')
-                  in [f'http://{host}' for host in hosts], 'not for another site')
+            self.check_sender()
+            length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'Content-Length must be below 10 million')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
@@ -1017,31 +1030,41 @@ class Page(BaseHTTPRequestHandler):
                 self.send(200, task(weights, settings, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
-        except SystemExit as refusal:  # of check(): here it ends a request, not the program
+        except (SystemExit, ValueError, RecursionError) as refusal:  # of check(), json
             self.send_error(400, str(refusal).replace('vlm.py: ', ''))
 
     do_GET = do_POST
 
-    def send_error(self, code, message=None, explain=None):
-        """Refuse a request; also what is no HTTP, or has a method unknown to http.server."""
-        self.request_version = 'HTTP/1.0'  # else what is no HTTP would get no status
-        code = {501: 405, 505: 400}.get(code, code)
+    def check_sender(self):
+        """Refuse other machines and sites."""
+        # A page of any site can make a browser send requests here. Then Origin is that site; or, if
+        # the site has made its own name lead to this machine, Host is that name.
+        port = self.server.server_port
+        hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
+        check(self.headers['Host'] in hosts, 'for this machine only')
+        check(self.headers['Origin'] in [None, *[f'http://{host}' for host in hosts]],
+              'not for another site')
+
+    def send_error(self, code, message=None, *_):
+        """Refuse a request; http.server calls it for what is no HTTP, too."""
+        code = {501: 405, 505: 400}.get(code, code)  # methods or versions that are not HTTP's
         self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
         """Answer with a page (bytes), or else with JSON."""
         page = type(content) is bytes
+        content = content if page else json.dumps(content, allow_nan=False).encode()
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
         # The page may load nothing from elsewhere, nor stand inside another site's.
         self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
-        self.wfile.write(content if page else json.dumps(content).encode())
+        self.wfile.write(content)
 
     def handle(self):
-        """Answer, then read the rest of the request, as closing early could lose the answer. A
-        client that goes away is no error."""
+        """Answer. Then read what is left of the request: if we closed with something unread, the
+        system could drop the answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
             self.connection.shutdown(socket.SHUT_WR)
@@ -1060,10 +1083,11 @@ def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = data_folder() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
-    for number in range(8000, 8100) if port is True else [port]:
-        with suppress(OSError, OverflowError):
+    ports = range(8000, 8100) if port is True else [port]
+    for number in ports:
+        with suppress(OSError):  # it is taken
             return Server(('127.0.0.1', number), Page)
-    check(False, f'port {number} is not free')
+    check(False, f'port {ports[-1]} is not free')
 
 def serve(server, weights, settings):
     """Answer requests until Ctrl-C."""
@@ -1077,7 +1101,6 @@ def serve(server, weights, settings):
         server.serve_forever()
 
 # ---- The command line ----------------------------------------------------------------------------
-
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(map(int, text.split(',')))
@@ -1099,9 +1122,10 @@ def parse(argv):
         text = meaning if default == 'null' else f'{meaning} (default: {default})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
                                    **{'type': kind, **SPECIAL.get(name, {})})
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))  # only what was typed, thanks to SUPPRESS
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
+    # What shapes the weights, such as --width, must not differ from what the file says.
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
     wrong = f'{changed} contradicts {settings.load}' if changed else mistakes(settings)
     if wrong:
@@ -1111,25 +1135,24 @@ def parse(argv):
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    settings.jobs = min(settings.jobs or cores or 1, 64)  # more would be a slip
+    settings.jobs = min(settings.jobs or cores or 1, 64)  # more can only be a typing error
     return settings, numbers
 
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
-
 def train(settings, numbers, digits):
-    """Learn, showing progress, until the last step or until Ctrl-C."""
+    """Learn: change numbers, showing progress, until the last step or until Ctrl-C."""
     start, recent = time.monotonic(), []
-    loss = partial(on_pixels, STAGES[settings.stage][0])
+    # learn() calls shared_gradient(), that gradient() in each process, that on_pixels(), for each
+    # example, and that the loss.
+    loss_of = partial(on_pixels, STAGES[settings.stage][0])
     places = learning_places(settings)
     try:
         with processes(min(settings.jobs, PORTIONS)) as share_out:
-            steps = learn(settings, numbers, examples(settings, digits), loss, places,
-                          partial(shared_gradient, share_out))
-            for step, error in enumerate(steps, 1):
-                if not math.isfinite(error):
-                    sys.exit('\n' * sys.stderr.isatty()
-                             + f'vlm.py: loss {error} at step {step}: a lower --lr may help')
-                recent = [*recent[-99:], error]
+            losses = learn(settings, numbers, examples(settings, digits), loss_of, places,
+                           partial(shared_gradient, share_out))
+            for step, loss in enumerate(losses, 1):
+                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
+                recent = [*recent[-99:], loss]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
                          f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
@@ -1138,39 +1161,47 @@ def train(settings, numbers, digits):
 
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
-    task = partial(on_pixels, answer, weights, settings)
+    show_answers(weights, settings, digits[:20])
+    task, answers = partial(on_pixels, answer, weights, settings), []
     images, labels = zip(*digits)
-    answers, count = [], len(digits)
     with processes(settings.jobs) as share_out:
         for part in split(images, 1000):
             answers += share_out(task, part)
-            if len(answers) == len(part):  # the first ones
-                asked = settings.questions[0]
-                texts = [caption(ANSWERS[asked][label], said[asked])
-                         for label, (said, _) in zip(labels, answers[:20])]
-                if sys.stdout.isatty():
-                    show(settings, [(prepare(settings, x), text) for x, text in zip(images, texts)])
-                else:
-                    for label, text in zip(labels, texts):
-                        print(f'[{label}] true: {ANSWERS[asked][label]} | generated: {text}')
-                sys.stdout.flush()
-            progress(f'tested {len(answers)}/{count} images', last=len(answers) == count)
-    error = sum(missing for _, missing in answers) / count
+            progress(f'tested {len(answers)}/{len(digits)} images',
+                     last=len(answers) == len(digits))
+    error = sum(missing for _, missing in answers) / len(digits)
     check(math.isfinite(error), 'the weights are too large to test: a lower --lr may help')
     print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
     for question in settings.questions:
         right = sum(said[question]['name'] == ANSWERS[question][label]
                     for (said, _), label in zip(answers, labels))
         which = '' if question == 'name' else f' of {question}'
-        low, high = interval(right, count)
-        print(f'test accuracy{which}: {right}/{count} = {right / count:.2%} '
+        low, high = interval(right, len(digits))
+        print(f'test accuracy{which}: {right}/{len(digits)} = {right / len(digits):.2%} '
               f'(95% interval {low:.2f}-{high:.2f})', flush=True)
 
-def interval(n, count):
-    """n right answers of count -> the 95% interval of the true accuracy, in % (Wilson 1927)"""
+def show_answers(weights, settings, digits):
+    """Show what is said of some digits: below pictures, or, where no terminal is, line by line."""
+    question = settings.questions[0]
+    names = [ANSWERS[question][label] for _, label in digits]
+    images = [prepare(settings, pixels) for pixels, _ in digits]
+    texts = [caption(name, answer(weights, settings, x)[0][question])
+             for name, x in zip(names, images)]
+    if sys.stdout.isatty():
+        show(settings, images, texts)
+    else:
+        for (_, label), name, text in zip(digits, names, texts):
+            print(f'[{label}] true: {name} | generated: {text}')
+    sys.stdout.flush()
+
+def interval(right, count):
+    """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
+    # If each is right with the probability p, count p are, in 95 % of cases by at most 1.96 sqrt(
+    # count p (1 - p)) more or less. Equal to `right`, that is a quadratic equation in p; these are
+    # its solutions (Wilson 1927).
     square = 1.96 ** 2
-    spread = math.sqrt(square * (n * (count - n) / count + square / 4))
-    return [100 * (n + square / 2 + d) / (count + square) for d in (-spread, spread)]
+    spread = math.sqrt(square * (right * (count - right) / count + square / 4))
+    return [100 * (right + square / 2 + d) / (count + square) for d in (-spread, spread)]
 
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
@@ -1183,10 +1214,9 @@ def main(argv=None):
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
     images = f', {len(digits):,} training images, {len(test):,} test images' if needed else ''
     print(f'{len(numbers):,} parameters{images}')
-    # The size is always told, the number of processes never.
-    usual = {**vars(complete({'size': settings.size})), 'size': None, 'jobs': settings.jobs}
-    print(', '.join(f'{name} {vars(settings)[name]}' for name, *_ in ROWS
-                    if vars(settings)[name] != usual[name]), flush=True)
+    own, usual = vars(settings), vars(complete({'size': settings.size}))
+    changed = [name for name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
+    print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]), flush=True)
     if settings.steps:
         train(settings, numbers, digits)
     if settings.save is not None:

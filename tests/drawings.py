@@ -35,7 +35,8 @@ def factors():
         for size, other in (8, 14), (14, 8):
             model, (its_weights, its_settings) = loaded(SHIPPED[size]), loaded(SHIPPED[other])
             images = drawn(*model)
-            inks = [enlarged(vlm.grid(model[1], x, max(x)), 280 // size) for x in images]
+            rows = [vlm.split(vlm.greys(model[1], x, max(x)), size) for x in images]
+            inks = [enlarged(some, 280 // size) for some in rows]
             seen = [vlm.prepare(its_settings, vlm.centre(ink)) for ink in inks]
             print(f'factor {vlm.LIKENESS}: drawn at {size}x{size}, reads its own '
                   f'{read(*model, images)} of 10; the other one reads '

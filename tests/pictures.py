@@ -61,7 +61,8 @@ class Svg:
 
     def image(self, x, y, side, image):
         """An image x of the model. Its mean square is 1: if flat, it is grey."""
-        self.pixels(x, y, side, vlm.grid(SETTINGS, image, max(2.0, *image)))
+        greys = vlm.greys(SETTINGS, image, max(2.0, *image))
+        self.pixels(x, y, side, vlm.split(greys, SETTINGS.size))
 
     def write(self, name, theme):
         """Write the file."""

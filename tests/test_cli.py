@@ -175,8 +175,9 @@ class Reports(Runs):
                          [('100', '9.000'), ('200', '5.000'), ('250', '1.000')])
         err = run(*argv, tty=True)[2]
         self.assertLess(max(map(len, re.split('[\r\n]', err))), 80)
-        self.assertEqual([line[:5] for line in err.split('\n')], ['\rstep', '\rtest', ''])
-        self.assertEqual([err.count(f'\rstep {step}/') for step in (0, 1, 249, 250)], [0, 1, 1, 1])
+        self.assertEqual([line[:5] for line in err.split('\n')], ['step ', 'teste', ''])
+        self.assertEqual([f'\r{err}'.count(f'\rstep {step}/') for step in (0, 1, 249, 250)],
+                         [0, 1, 1, 1])
 
     def test_not_finite(self):
         """A loss that is not a number ends training; the weights of before stay on disk."""

@@ -1,5 +1,5 @@
 """Data: IDX files, the download, the bundled digits. Its functions serve test_cli.py too."""
-import ast, contextlib, gc, gzip, hashlib, http.server, io, itertools, os, random, shutil, socket
+import ast, contextlib, gc, gzip, hashlib, http.server, io, itertools, os, random, re, shutil, socket
 import struct, subprocess, sys, tempfile, threading, unittest
 from pathlib import Path
 from unittest import mock
@@ -87,7 +87,7 @@ class Case(unittest.TestCase):
         """The run ends with this status and one line that has these words, and changes no file."""
         before = self.contents()
         code, out, err = run(*argv, **options)
-        lines = [line for line in err.split('\n') if line and not line.startswith(NOTICES)]
+        lines = [line for line in re.split('[\r\n]', err) if line and not line.startswith(NOTICES)]
         self.assertEqual((code, len(lines)), (status, 1), err)
         words = words.replace('/', r'[/\\]+')  # Windows writes \, and \\ in a repr
         self.assertRegex(lines[0], f'^vlm.py: .*{words}')

@@ -546,13 +546,13 @@ class Patience(Own):
 
 class Starts(Own):
     """Ports, files that are missing, other shapes of the model, the end."""
-    def fails(self, words, *argv, program=PROGRAM):
-        """The program ends at once with status 1 and one line that has these words."""
+    def fails(self, words, *argv, program=PROGRAM, status=1):
+        """The program ends at once with this status; a line, the last, has these words."""
         done = subprocess.run([sys.executable, '-B', str(program), *map(str, argv)],
                               cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, universal_newlines=True, timeout=PATIENCE)
-        self.assertEqual((done.returncode, done.stdout), (1, ''), done.stderr)
-        self.assertRegex(done.stderr, rf'^vlm.py: .*{words}.*\n\Z')
+        self.assertEqual((done.returncode, done.stdout), (status, ''), done.stderr)
+        self.assertRegex(done.stderr, rf'^(usage: .*\n)?vlm.py: .*{words}.*\n\Z')
 
     def taken(self, port=0):
         """-> a port that is in use; None where this cannot be arranged"""
@@ -575,9 +575,11 @@ class Starts(Own):
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         self.assertEqual(self.serve(*QUICK, page=port).port, port)
-        for port in self.taken(), -1, 65536, 10 ** 9:
+        port = self.taken()
+        self.fails(f'port {port} is not free', *QUICK, '--page', port)
+        for port in -1, 65536, 10 ** 9:
             with self.subTest(port):
-                self.fails(f'port {port} ', *QUICK, '--page', port)
+                self.fails('a port below 65536', *QUICK, '--page', port, status=2)
 
     def test_first_port(self):
         """Without a number: the first of 8000, 8001 ... that can be had, or none."""

@@ -24,14 +24,13 @@ def enlarged(rows, times):
 
 class Pictures(Case):
     """An image as characters."""
-    def test_grid(self):
-        """Four patches come back as rows; what is negative is 0, and the maximum 1."""
+    def test_greys(self):
+        """Four patches come back row after row; what is negative is 0; three digits."""
         settings = tiny(size=4, patches=2)
         x = [1, 2, 5, 6, 3, 4, 7, 8, 9, 10, 13, 14, 11, 12, 15, -16]
-        rows = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 0]]
-        self.assertEqual(vlm.grid(settings, x, 1), rows)
-        self.assertEqual(vlm.grid(settings, x, 2), [[v / 2 for v in row] for row in rows])
-        self.assertEqual(vlm.grid(settings, [0.0] * 16, 0.0), [[0.0] * 4] * 4)
+        self.assertEqual(vlm.greys(settings, x, 1), [*range(1, 16), 0])
+        self.assertEqual(vlm.greys(settings, x, 3), [round(v / 3, 3) for v in [*range(1, 16), 0]])
+        self.assertEqual(vlm.greys(settings, [0.0] * 16, 0.0), [0.0] * 16)
 
     def shown(self, captioned, encoding='utf-8', tty=True, **env):
         """What show() prints of images of 2x2 pixels"""
@@ -39,7 +38,7 @@ class Pictures(Case):
         out.isatty = lambda: tty
         env = {'NO_COLOR': '', 'TERM': 'xterm', 'WT_SESSION': '1', **env}  # the last: Windows
         with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
-            vlm.show(tiny(), captioned)
+            vlm.show(tiny(), *map(list, zip(*captioned)))
             out.flush()
         return out.buffer.getvalue().decode(encoding)
 
@@ -63,7 +62,7 @@ class Pictures(Case):
             captioned = [([1.0] * size ** 2, 'seven ✓ 99.9%')] * 20
             with mock.patch.dict(os.environ, NO_COLOR='', TERM='xterm'), \
                     contextlib.redirect_stdout(out):
-                vlm.show(vlm.complete({'size': size}), captioned)
+                vlm.show(vlm.complete({'size': size}), *map(list, zip(*captioned)))
                 out.flush()
             text = re.sub('\x1b[^m]*m', '', out.buffer.getvalue().decode())
             widths = {len(line) for line in text.split('\n') if line}
@@ -190,7 +189,7 @@ class Drawings(Case):
         right = 0
         for name in vlm.ANSWERS['name']:
             x = vlm.draw(weights, settings, f'<{name}>', [1.0] * 64)[-1]
-            ink = enlarged(vlm.grid(settings, x, max(x)), 35)
+            ink = enlarged(vlm.split(vlm.greys(settings, x, max(x)), 8), 35)
             x = vlm.prepare(its_settings, vlm.centre(ink))
             right += asked(others, its_settings, x)['name'] == name
         self.assertGreaterEqual(right, 8)

@@ -213,15 +213,18 @@ class Command(Runs):
 class TooLarge(Runs):
     """Weights of such a size that products overflow."""
     def test_too_large(self):
-        """One line says so, whether they are to draw or to read."""
+        """A line says so, on the command line and in the answer to a request."""
         file = self.folder / 'large.json'
         self.accepted('accuracy', *self.tiny, '--save', file)
         document = json.loads(file.read_text())
         document['numbers'] = [1e60 * (n + 1) for n in document['numbers']]
         file.write_text(json.dumps(document))
         self.refused(1, 'too large', '--load', file, '--draw', 'seven')
-        with self.assertRaisesRegex(SystemExit, 'too large'):
-            vlm.read_drawing(*loaded(file), 'name', bytes(range(64)))
+        server = test_page.Server(self.folder, '--load', file)
+        self.addCleanup(server.end)
+        for path, body in ('/read', bytes(range(64))), ('/draw', b'{"name": "one"}'):
+            status, answer = server.exchange(server.request('POST', path, body))
+            self.assertEqual((status, [*test_page.strict(answer)]), (400, ['error']))
 
 class Page(test_page.Case):
     """The JSON interface."""

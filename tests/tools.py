@@ -1,6 +1,7 @@
 """What the tests of the mathematics share: tiny models, finite differences, and the whole model
 once more in plain floats, as its formulas say it and without any function of vlm.py: all positions
 of a text at once, and what the eye rebuilds in all its pairs of pixels."""
+import argparse
 import functools
 import gc
 import math
@@ -30,8 +31,9 @@ def learned(settings, numbers, examples):
 def tiny(**changes):
     """Settings of a model of few weights that spells with a, b and c; then as asked for"""
     small = dict(size=2, tokens=[2, 3, 4], width=4, heads=1, layers=2, batch=2, steps=1,
-                 reconstruction=0.7, known=1.0, vocabulary='<>abc', longest=4)
-    return vlm.complete({**small, **changes})
+                 reconstruction=0.7, known=1.0)
+    spelling = dict(vocabulary='<>abc', longest=4)  # in place of what complete() finds
+    return argparse.Namespace(**{**vars(vlm.complete({**small, **changes})), **spelling, **changes})
 
 
 def gauss(count, seed, spread=1.0):
