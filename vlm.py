@@ -418,15 +418,16 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1."""
+    """Go on if all is good, else end with one line and status 1. (The page: refuse a request.)"""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
-def progress(text, milestone=True, last=False):
-    """On standard error: a line that changes, until the last; if no terminal, the milestones."""
+def progress(text, milestone=True, stay=False):
+    """On standard error: a line that the next one replaces, unless it is to stay. If that is no
+    terminal: only milestones, and what is to stay."""
     if sys.stderr.isatty():
-        print(f'{text:79.79}', end='\n' if last else '\r', file=sys.stderr, flush=True)
-    elif milestone or last:
+        print(f'{text:79.79}', end='\n' if stay else '\r', file=sys.stderr, flush=True)
+    elif milestone or stay:
         print(text, file=sys.stderr, flush=True)
 
 # ---- Questions -----------------------------------------------------------------------------------
@@ -458,9 +459,12 @@ def sampler(settings, x, question):
             if total < settings.top_p:
                 likely.append(index)
                 total += probs[index]
-        if not total > 0:  # it is NaN: the weights are too large
-            return likely[0]
-        return rng.choices(likely, [probs[index] for index in likely])[0]
+        point = rng.random() * total
+        for index in likely:
+            point -= probs[index]
+            if point < 0:
+                break
+        return index
     return choose
 
 def answer(weights, settings, x):
@@ -468,10 +472,11 @@ def answer(weights, settings, x):
     vision, said = see(weights, settings, x), {}
     tokens = sum(map(len, vision))
     for question in settings.questions:
-        choose = [sampler(settings, x, question)] if settings.temperature else []  # else the best
+        choose = [sampler(settings, x, question)] if settings.temperature else []  # the likeliest
         cache, letters = prefill(weights, settings, vision), []
         for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            # speak() yields at once: the last shares are of the token that predicted this letter.
+            # speak() yields at once. So a layer's last shares are those of the token that predicted
+            # this letter: in each head, one for each token so far, vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
@@ -507,7 +512,7 @@ def learning_places(settings):
 # ---- Settings ------------------------------------------------------------------------------------
 
 # A row: name, group, default (or two: of size 8, of size 14), least, meaning. The least also tells
-# the type: 1 an int, 1e-9 a float; null a text, of which there is no least.
+# the type: 1 an int, 1e-9 a float; null: there is none, and it is a text, or what SPECIAL says.
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
@@ -538,20 +543,20 @@ temperature     speaking  0.0       0.0   above 0: a random letter, not the like
 top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
 """
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]  # saved
+# Saved with the weights. learned: the questions that they know.
+SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
     defaults = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
     settings = argparse.Namespace(**{**defaults, 'learned': None, **given})
-    # learned: the questions that the weights know, as their file says; new weights: those asked.
-    if settings.learned is None:
+    if settings.learned is None:    # new weights: they will know what is asked
         settings.learned = settings.questions or ['name']
-    if settings.questions is None:
+    if settings.questions is None:  # a file, and nothing else is said: all that its weights know
         settings.questions = settings.learned
-    known = [question for question in settings.learned if question in ANSWERS]  # see mistakes()
-    texts = [EOS, *chain(*[[PROMPTS[question], *ANSWERS[question]] for question in known])]
+    # If one of them is no question, mistakes() says so, later.
+    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in settings.learned if q in ANSWERS])]
     settings.vocabulary = sorted(set(''.join(texts)))
     settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
     return settings
@@ -565,11 +570,11 @@ def mistakes(settings):
     s, asked = settings, settings.questions
     known = s.learned if s.load else [*ANSWERS]
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
-    rules = {
+    rules = {  # what must be true
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
-            # A file may have them unsorted, and others: str() tells 2 from 2.0, and 1 from True.
+            # Sorted, as 4 needs the 2 before it. str() tells them from what a file may have: 2.0.
             s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or codes > 0 and codes % 2 == 0,
@@ -578,20 +583,21 @@ def mistakes(settings):
             asked and {*asked} <= {*known} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),
-        'page must be a port below 65536': s.page in (None, True) or 0 <= s.page < 65536,
+        'page must be a port below 65536':  # True: --page alone
+            s.page in (None, True) or 0 <= s.page < 65536,
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or codes * s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
-# Through a pipe each, the first process sends the others a function and some items, and they send
-# back the results (pickled: so it is a function of a module, or a partial of one). Meanwhile it
-# does its own share. If another ends before its time, the first does that share, too.
+# The first process sends the others a function and some items, through a pipe each; they send back
+# the results. (All is pickled. So the function is one of a module, or a partial of one; no lambda.)
+# Meanwhile the first does its own share; if another dies, that one's share, too.
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, and their
 # gradients are added in order: any number of processes learns the same weights, to the last bit.
-# (While learning, then, more than two are no faster; in the report, they are.)
+# More than two, then, are no faster at learning; but at the report.
 
 PORTIONS = 2
 
@@ -611,10 +617,10 @@ def processes(number):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
-            theirs.close()  # a pipe ends once nobody has its other end open: as that process ends
+            theirs.close()  # see follow()
             others.append((process, ours))
     except OSError as error:
-        progress(f'no further process can be started: {error}', last=True)
+        progress(f'no further process can be started: {error}', stay=True)
     try:
         yield partial(shared_map, [pipe for _, pipe in others])
     finally:
@@ -625,8 +631,8 @@ def processes(number):
             pipe.close()
 
 def pause_gc():
-    """Search for no cycles of objects: we make none, and CPython frees the rest by itself. A step
-    takes a sixth less. PyPy frees nothing without the search."""
+    """Let CPython not search for cycles of objects: we make none, and all else it frees at once.
+    That saves a sixth of the time. PyPy frees nothing without a search."""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -641,7 +647,7 @@ def shared_map(pipes, function, items):
         try:
             results[rank::stride] = pipe.recv()
         except (EOFError, OSError):
-            progress('a process died: this one does its work', last=True)
+            progress('a process died: this one does its work', stay=True)
             pipes.remove(pipe)
             results[rank::stride] = map(function, items[rank::stride])
     return results
@@ -650,8 +656,10 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    first_end.close()  # a copy: with it open, recv() would wait on after the first has ended
-    with suppress(Exception):  # this process ends; the first meets the mistake itself
+    # recv() fails, instead of waiting for ever, once all copies of the pipe's other end are closed.
+    # So each process closes its copy of the other's end, to notice when the other dies.
+    first_end.close()
+    with suppress(Exception):  # this process ends; the first does the share again, and so meets it
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
@@ -664,14 +672,15 @@ def shrink(line, size, start=0.0, length=None):
     [2.0, 4.0]
     """
     part = (length or len(line)) / size
-    edges = [start + i * part for i in range(size + 1)]
-    sums, line = [0, *accumulate(line)], [*line, 0]  # 0: for an edge at the very end
-    # The sum before each edge: whole pixels, then a part of the one that it cuts:
+    edges = [start + i * part for i in range(size + 1)]  # 0, 1.5, 3
+    sums = [0, *accumulate(line)]                        # 0, 2, 4, 9
+    # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts.
+    line = [*line, 0]  # the edge at the end cuts none
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def places(settings):
-    """-> where the numbers of an image x, patch after patch, stand in the image, row after row"""
+    """-> for each number of an image x, which is patch after patch: its place row after row"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -680,7 +689,7 @@ def places(settings):
 def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, side = settings.size, math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # MNIST's outer 3 (of 28) are nearly always black
+    inner = slice(side // 9, side - side // 9)  # of 28, the outer 3 are nearly always black
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     means = list(chain(*zip(*columns)))  # row after row
@@ -691,9 +700,9 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Each line is read through a window, which begins at `shift`, in the first line less by
-        # `slant`, in the last more, and which is longer by `stretch` at both ends.
-        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))  # it can reach outside
+        # Each line is read through a window. It is moved by shift, and by -slant in the first line
+        # to slant in the last; at both ends, it is longer by stretch. It can reach into the pads.
+        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]
         lines = [shrink([*pad, *line, *pad], side, start, side + 2 * stretch)
@@ -706,7 +715,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def on_pixels(function, weights, settings, pixels, *text):
-    """-> function(weights, settings, x, *text); so whoever calls it prepares x, in any process"""
+    """-> function(weights, settings, x, *text): so processes share the work of preparing, too"""
     return function(weights, settings, prepare(settings, pixels), *text)
 
 def examples(settings, digits):
@@ -720,8 +729,8 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Two images in a row share a question. The second teaches only the first two letters:
-            # the others are easier, and take time.
+            # Two images in a row share a question. To save time, the second teaches two letters
+            # only: the others are easier.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -752,7 +761,8 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    here, beside = Path(path), data_folder().parent / path  # data/weights-8.json, from anywhere
+    # What is not here is looked for beside vlm.py: data/weights-8.json, say.
+    here, beside = Path(path), data_folder().parent / path
     content = (beside if beside.exists() and not here.exists() else here).read_bytes()
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
@@ -765,7 +775,7 @@ def load(path):
                 and {int, float} >= set(map(type, numbers))
                 and all(map(math.isfinite, numbers))):
             return saved, list(map(float, numbers))
-    return check(False, f'{path} is damaged, or not a weights file of vlm.py')
+    check(False, f'{path} is damaged, or not a weights file of vlm.py')
 
 # ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
 
@@ -783,7 +793,7 @@ def find(folder, name):
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused by who reads them"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
@@ -791,6 +801,7 @@ def unzip(content):
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
     # Its header, 4 bytes each: 2049 + dimensions of an item, how many items, shape of an item.
+    # The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -814,9 +825,9 @@ def download(path):
     for mirror in MIRRORS:
         try:
             response = urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT)
-            progress(f'downloading {path.name}', last=True)
+            progress(f'downloading {path.name}', stay=True)
             content = response.read()
-        except Exception:  # a network has many in store
+        except Exception:  # a network fails in many ways
             continue
         if hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
             path.parent.mkdir(exist_ok=True)
@@ -837,14 +848,15 @@ def load_digits(folder, size):
         check(bundled,
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
-        progress('MNIST cannot be downloaded, so the bundled digits are used', last=True)
-    # The last twelfth is for those who compare settings: a run does not use it.
+        progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
+    # The last twelfth is for tests/study.py, which compares settings.
     return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
 def greys(settings, x, top):
     """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
-    return [round(max(v, 0.0) / max(top, 1e-9), 3) for _, v in sorted(zip(places(settings), x))]
+    rows = [v for _, v in sorted(zip(places(settings), x))]
+    return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in rows]
 
 def unicode():
     """-> whether standard output can show any character"""
@@ -865,7 +877,7 @@ def show(settings, images, captions):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
-        else:      # one for two pixels, in the 24 greys of the 256 colours
+        else:      # one for two pixels, the upper (38) and the lower (48), in 24 of 256 colours
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
@@ -890,7 +902,8 @@ DRAWING = threading.Lock()  # there is only one tape
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # dot() wants Values first, and linear() puts the weights there. Their grad is not used.
+    # Weights are Values, too, though their grad is not used: in linear(), they come first in dot(),
+    # which knows no floats before Values.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -940,10 +953,11 @@ def centre(ink):
     rows = crop(split(ink, math.isqrt(len(ink))), least)
     columns = crop(list(zip(*rows)), least)
     side = max(len(rows), len(columns))  # what is narrow stays so: it is filled up to a square
-    columns = [shrink([*column, *[0.0] * (side - len(rows))], 20) for column in columns]
-    rows = [shrink([*row, *[0.0] * (side - len(columns))], 20) for row in zip(*columns)]
-    columns = list(zip(*to_middle(rows)))
-    return list(chain(*zip(*to_middle(columns))))
+    columns = [shrink([*column, *[0.0] * (side - len(column))], 20) for column in columns]
+    rows = [shrink([*row, *[0.0] * (side - len(row))], 20) for row in zip(*columns)]
+    columns = list(zip(*to_middle(rows)))    # [20][28]
+    rows = list(zip(*to_middle(columns)))    # [28][28]
+    return list(chain(*rows))
 
 def crop(lines, least):
     """some lines -> those from the first to the last that have ink"""
@@ -953,27 +967,30 @@ def crop(lines, least):
 def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
-    before = round(14 - dot(masses, range(20)) / (sum(masses) or 1.0))  # 1.0: no ink
-    return ([empty] * before + lines + [empty] * 8)[:28]
+    centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
+    return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
-    # symmetric part. Were S = x x^T, then S v = (x.v) x, for any v: the image, at once. As it is
-    # only near, S is applied again and again: v turns to where S stretches most (power iteration).
-    # S may also turn some v round, to S v = -length v. Adding length v to S v takes these out.
+    # symmetric part. Were it x x^T, then S v = (x.v) x, for any v: the image, at once.
+    # As it is only near, S is applied again and again (power iteration). For v is a sum of parts in
+    # directions that S only stretches, each by its own factor: the part of the largest factor
+    # outgrows the others. A negative one could, too. So `length`, by which S stretches v, is added
+    # to all factors.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         for _ in range(10):
-            # 2 S v = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j
+            # 2 S v (twice as long is as good) = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j
             of_left = list(map(mul, f, linear(right, v)))
             of_right = list(map(mul, f, linear(left, v)))
             stretched = add(linear(zip(*left), of_left), linear(zip(*right), of_right))
             length = math.sqrt(dot(stretched, stretched) / len(v))
             v = rmsnorm([a + length * b for a, b in zip(stretched, v)])
-        # v.(S v) would be (x.v)^2: its root is how much of v is in x. The sign is free: as in x.
+        # v.(S v) would be (x.v)^2. So its root is how much of v is in x, but for a factor that all
+        # patches share. The sign is free: that of the patch.
         strength = math.copysign(max(dot(stretched, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
@@ -1011,7 +1028,7 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # so that what is no HTTP gets a status, too
+    default_request_version = 'HTTP/1.0'  # of what names none; else 0.9, which knows no status
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
@@ -1037,8 +1054,8 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        # A page of any site can make a browser send requests here. Then Origin is that site; or, if
-        # the site has made its own name lead to this machine, Host is that name.
+        # Any site's page can make the browser that shows it send requests here. Origin is that site
+        # then. Or the site makes its own name lead to this machine: then Host is that name.
         port = self.server.server_port
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
         check(self.headers['Host'] in hosts, 'for this machine only')
@@ -1046,8 +1063,8 @@ class Page(BaseHTTPRequestHandler):
               'not for another site')
 
     def send_error(self, code, message=None, *_):
-        """Refuse a request; http.server calls it for what is no HTTP, too."""
-        code = {501: 405, 505: 400}.get(code, code)  # methods or versions that are not HTTP's
+        """Refuse a request. http.server, too, calls it: for what is no HTTP, or asks too much."""
+        code = {501: 405, 505: 400}.get(code, code)  # an unknown method, an unknown version
         self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
@@ -1056,17 +1073,19 @@ class Page(BaseHTTPRequestHandler):
         content = content if page else json.dumps(content, allow_nan=False).encode()
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
-        # The page may load nothing from elsewhere, nor stand inside another site's.
+        # The page may load nothing from elsewhere: its script and style are in it, its pictures
+        # made by it. Nor may it stand inside another site's.
         self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
         self.wfile.write(content)
 
     def handle(self):
-        """Answer. Then read what is left of the request: if we closed with something unread, the
-        system could drop the answer. A client that goes away is no error."""
+        """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
+            # If we closed with a part of the request unread, the system could drop the answer.
+            # So say that this is all of it, and read on until the client closes, or for `timeout`.
             self.connection.shutdown(socket.SHUT_WR)
             while self.connection.recv(65536):
                 pass
@@ -1077,7 +1096,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    allow_reuse_address = os.name != 'nt'  # there, two could share a port
+    allow_reuse_address = os.name != 'nt'  # on Windows, two servers could share a port
 
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
@@ -1142,8 +1161,9 @@ def parse(argv):
 def train(settings, numbers, digits):
     """Learn: change numbers, showing progress, until the last step or until Ctrl-C."""
     start, recent = time.monotonic(), []
-    # learn() calls shared_gradient(), that gradient() in each process, that on_pixels(), for each
-    # example, and that the loss.
+    # learn() calls shared_gradient(share_out, settings, loss_of, numbers, batch);
+    # that, in each process, gradient(settings, loss_of, numbers, portion);
+    # that, for each example, on_pixels(loss, weights, settings, pixels, text).
     loss_of = partial(on_pixels, STAGES[settings.stage][0])
     places = learning_places(settings)
     try:
@@ -1157,7 +1177,7 @@ def train(settings, numbers, digits):
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
                          f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
     except KeyboardInterrupt:
-        progress('interrupted: on to the report (Ctrl-C again to stop at once)', last=True)
+        progress('interrupted: on to the report (Ctrl-C again to stop at once)', stay=True)
 
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
@@ -1168,7 +1188,7 @@ def report(weights, settings, digits):
         for part in split(images, 1000):
             answers += share_out(task, part)
             progress(f'tested {len(answers)}/{len(digits)} images',
-                     last=len(answers) == len(digits))
+                     stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
     check(math.isfinite(error), 'the weights are too large to test: a lower --lr may help')
     print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
@@ -1196,9 +1216,9 @@ def show_answers(weights, settings, digits):
 
 def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
-    # If each is right with the probability p, count p are, in 95 % of cases by at most 1.96 sqrt(
-    # count p (1 - p)) more or less. Equal to `right`, that is a quadratic equation in p; these are
-    # its solutions (Wilson 1927).
+    # If each is right with the probability p, then count p are, more or less: in 95 % of cases by
+    # at most 1.96 sqrt(count p (1 - p)). At the ends of the interval, `right` is as far away:
+    # (right - count p)^2 = 1.96^2 count p (1 - p), solved for p (Wilson 1927).
     square = 1.96 ** 2
     spread = math.sqrt(square * (right * (count - right) / count + square / 4))
     return [100 * (right + square / 2 + d) / (count + square) for d in (-spread, spread)]
@@ -1228,19 +1248,17 @@ def main(argv=None):
         exhibit(weights, settings)
     if server:
         serve(server, weights, settings)
+    sys.stdout.flush()  # now, when we can still say what goes wrong
 
 if __name__ == '__main__':
-    # Without a console (pythonw.exe), Python has no output.
+    # None: there is no output, as in pythonw.exe.
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
     try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()  # now, when we can still say what goes wrong
+        main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # as shells have it: 128 + SIGINT
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
         os._exit(1)  # sys.exit() would flush, and fail, once more
     except (OSError, MemoryError) as error:

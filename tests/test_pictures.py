@@ -1,5 +1,5 @@
 """Pictures in the terminal, what the eye keeps, drawings by the model, drawings made ready for it."""
-import contextlib, io, itertools, math, os, re, subprocess, sys, unittest
+import contextlib, functools, io, itertools, math, os, re, subprocess, sys, unittest
 from pathlib import Path
 from unittest import mock
 
@@ -166,6 +166,15 @@ class Gradient(tools.Case):
                 self.assertNear([pixel.grad for pixel in pixels],
                                 tools.slopes(loss, [pixel.data for pixel in pixels]), 1e-5)
 
+def drawings(weights, settings, text_starts):
+    """pairs of a text and an image to start from -> draw()'s images for each, made by two processes"""
+    with vlm.processes(2) as share_out:
+        return share_out(functools.partial(drawing, weights, settings), text_starts)
+
+def drawing(weights, settings, text_start):
+    """a text, an image to start from -> draw()'s images"""
+    return vlm.draw(weights, settings, *text_start)
+
 class Drawings(Case):
     """An image that learns."""
     def test_draw(self):
@@ -173,22 +182,24 @@ class Drawings(Case):
         more probable; the same again gives the same."""
         weights, settings = loaded(SHIPPED[8])
         start = vlm.prepare(settings, vlm.read_digits(DATA, 'optdigits-test', 8)[4][0])
-        for x in [1.0] * 64, start:
-            images = vlm.draw(weights, settings, '<nine>', x)
+        orders = [('<nine>', [1.0] * 64), ('<nine>', start)]
+        found = drawings(weights, settings, orders * 2)
+        self.assertEqual(found[:2], found[2:])
+        for (_, x), images in zip(orders, found):
             self.assertEqual((images[0], len(images)), (x, vlm.STEPS + 1))
             for image in images:
                 self.assertGreaterEqual(min(image), 0.0)
                 self.assertAlmostEqual(tools.dot(image, image) / 64, 1.0, delta=1e-4)
             self.assertEqual(asked(weights, settings, images[-1])['name'], 'nine')
-            self.assertEqual(images, vlm.draw(weights, settings, '<nine>', x))
             self.assertGreater(asked(weights, settings, images[-1])['probability'], 0.5)
 
     def test_another_model_reads(self):
         """Of the ten drawings of one model, another of other size and tokens reads eight at least."""
         (weights, settings), (others, its_settings) = loaded(SHIPPED[8]), loaded(SHIPPED[14])
         right = 0
-        for name in vlm.ANSWERS['name']:
-            x = vlm.draw(weights, settings, f'<{name}>', [1.0] * 64)[-1]
+        names = vlm.ANSWERS['name']
+        found = drawings(weights, settings, [(f'<{name}>', [1.0] * 64) for name in names])
+        for name, (*_, x) in zip(names, found):
             ink = enlarged(vlm.split(vlm.greys(settings, x, max(x)), 8), 35)
             x = vlm.prepare(its_settings, vlm.centre(ink))
             right += asked(others, its_settings, x)['name'] == name
