@@ -504,6 +504,11 @@ STAGES = {  # the loss, and the prefix of the matrices that change ('': all)
     'joint': (joint_loss, ''), 'eye': (eye_loss, 'eye'), 'mouth': (mouth_loss, 'mouth'),
     'frozen-eye': (joint_loss, 'mouth'), 'frozen-mouth': (joint_loss, 'eye')}
 
+def stage_loss(weights, settings, pixels, text):
+    """raw pixels, as examples() yields them, and a text -> their loss in this stage"""
+    loss, _ = STAGES[settings.stage]
+    return loss(weights, settings, prepare(settings, pixels), text)
+
 def learning_places(settings):
     """-> the places in numbers that change in this stage"""
     names = [name for name, shape in shapes(settings).items() for _ in range(math.prod(shape))]
@@ -517,11 +522,11 @@ OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
 seed            common    1         0     fixes all that is random
-test            common    10000     1     test images to report on; by default none to draw or page
+test            common    10000     1     test images to report on; with draw or page, 0 by default
 jobs            common    0         0     processes; 0 is one for each processor
 data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null      null  write the weights to this file, as JSON
-load            common    null      null  only speak; with --steps, --stage, --lr, --batch: learn on
+load            common    null      null  speak with these; with steps, stage, lr or batch: learn on
 draw            common    null      null  draw answers, such as seven,three, or all
 page            common    null      null  then serve a page to play with, at this port
 questions       common    null      null  such as name,parity; else all that were learned, or name
@@ -679,7 +684,7 @@ def shrink(line, size, start=0.0, length=None):
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
-def places(settings):
+def pixel_order(settings):
     """-> for each number of an image x, which is patch after patch: its place row after row"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
@@ -693,7 +698,7 @@ def downscale(settings, pixels):
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     means = list(chain(*zip(*columns)))  # row after row
-    return [means[place] for place in places(settings)]
+    return [means[i] for i in pixel_order(settings)]
 
 def distort(pixels, moves):
     """pixels [side * side]; shift, slant, stretch of rows, then of columns -> [side * side]"""
@@ -714,12 +719,9 @@ def prepare(settings, pixels):
     """pixels [side * side] -> image x [size * size], of mean square 1"""
     return rmsnorm(downscale(settings, pixels))
 
-def on_pixels(function, weights, settings, pixels, *text):
-    """-> function(weights, settings, x, *text): so processes share the work of preparing, too"""
-    return function(weights, settings, prepare(settings, pixels), *text)
-
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end"""
+    """[(pixels, digit)] -> (pixels, text) without end; they stay pixels until stage_loss(), so that
+    processes share the work of preparing them"""
     rng, digits = random.Random(settings.seed), list(digits)
     for epoch in count():
         rng.shuffle(digits)
@@ -734,8 +736,8 @@ def examples(settings, digits):
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
-def write_file(path, content):
-    """Write bytes under a temporary name, then rename; b'' only checks that one can."""
+def write_file(path, content=b''):
+    """Write bytes under a temporary name, then rename. Without any: only see whether one can."""
     path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
     check(path.is_file() or not path.exists(), f'{path} is not a regular file')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -855,8 +857,8 @@ def load_digits(folder, size):
 # ---- Pictures in the terminal --------------------------------------------------------------------
 def greys(settings, x, top):
     """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
-    rows = [v for _, v in sorted(zip(places(settings), x))]
-    return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in rows]
+    in_rows = [v for _, v in sorted(zip(pixel_order(settings), x))]
+    return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in in_rows]
 
 def unicode():
     """-> whether standard output can show any character"""
@@ -1028,12 +1030,12 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # of what names none; else 0.9, which knows no status
+    default_request_version = 'HTTP/1.0'  # if none is named; else it is 0.9, without a status
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
         path, _, query = self.path.partition('?')
-        weights, settings = self.server.model
+        weights, settings = self.server.model  # from serve()
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
         task = TASKS.get(f'{self.command} {path}')
         try:
@@ -1057,6 +1059,7 @@ class Page(BaseHTTPRequestHandler):
         # Any site's page can make the browser that shows it send requests here. Origin is that site
         # then. Or the site makes its own name lead to this machine: then Host is that name.
         port = self.server.server_port
+        # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
         check(self.headers['Host'] in hosts, 'for this machine only')
         check(self.headers['Origin'] in [None, *[f'http://{host}' for host in hosts]],
@@ -1064,7 +1067,8 @@ class Page(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, *_):
         """Refuse a request. http.server, too, calls it: for what is no HTTP, or asks too much."""
-        code = {501: 405, 505: 400}.get(code, code)  # an unknown method, an unknown version
+        # An unknown method, an unknown version: the client's mistakes (4xx), not ours (5xx).
+        code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
@@ -1096,7 +1100,8 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    allow_reuse_address = os.name != 'nt'  # on Windows, two servers could share a port
+    # So one can start again at once; but on Windows, two servers could share a port.
+    allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
@@ -1161,14 +1166,13 @@ def parse(argv):
 def train(settings, numbers, digits):
     """Learn: change numbers, showing progress, until the last step or until Ctrl-C."""
     start, recent = time.monotonic(), []
-    # learn() calls shared_gradient(share_out, settings, loss_of, numbers, batch);
-    # that, in each process, gradient(settings, loss_of, numbers, portion);
-    # that, for each example, on_pixels(loss, weights, settings, pixels, text).
-    loss_of = partial(on_pixels, STAGES[settings.stage][0])
+    # learn() calls shared_gradient(share_out, settings, stage_loss, numbers, batch);
+    # that, in each process, gradient(settings, stage_loss, numbers, portion);
+    # that, for each example, stage_loss(weights, settings, pixels, text).
     places = learning_places(settings)
     try:
         with processes(min(settings.jobs, PORTIONS)) as share_out:
-            losses = learn(settings, numbers, examples(settings, digits), loss_of, places,
+            losses = learn(settings, numbers, examples(settings, digits), stage_loss, places,
                            partial(shared_gradient, share_out))
             for step, loss in enumerate(losses, 1):
                 check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
@@ -1182,11 +1186,11 @@ def train(settings, numbers, digits):
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
     show_answers(weights, settings, digits[:20])
-    task, answers = partial(on_pixels, answer, weights, settings), []
-    images, labels = zip(*digits)
+    answers = []
     with processes(settings.jobs) as share_out:
-        for part in split(images, 1000):
-            answers += share_out(task, part)
+        for part in split([pixels for pixels, _ in digits], 1000):
+            images = share_out(partial(prepare, settings), part)
+            answers += share_out(partial(answer, weights, settings), images)
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
@@ -1194,7 +1198,7 @@ def report(weights, settings, digits):
     print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
     for question in settings.questions:
         right = sum(said[question]['name'] == ANSWERS[question][label]
-                    for (said, _), label in zip(answers, labels))
+                    for (said, _), (_, label) in zip(answers, digits))
         which = '' if question == 'name' else f' of {question}'
         low, high = interval(right, len(digits))
         print(f'test accuracy{which}: {right}/{len(digits)} = {right / len(digits):.2%} '
@@ -1227,7 +1231,7 @@ def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
     settings, numbers = parse(argv)
     if settings.save is not None:
-        write_file(settings.save, b'')  # fail now rather than after the training
+        write_file(settings.save)  # fail now rather than after the training
     server = open_server(settings.page) if settings.page is not None else None
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test

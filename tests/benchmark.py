@@ -68,8 +68,8 @@ def vlm_names(settings):
     weights = vlm.matrices(settings, random_numbers(settings))
     def run(digits, seconds):
         pixels = itertools.cycle(pixels for pixels, _ in digits)
-        return per_image(lambda: vlm.on_pixels(vlm.answer, weights, settings, next(pixels)), 1,
-                         seconds)
+        return per_image(lambda: vlm.answer(weights, settings, vlm.prepare(settings, next(pixels))),
+                         1, seconds)
     return run
 
 def tensors(settings, examples, dtype):

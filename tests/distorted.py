@@ -19,7 +19,7 @@ def main(file):
         rng, right = random.Random(1), 0
         for pixels, digit in test:
             moved = vlm.distort(pixels, [rng.uniform(-far, far) for _ in range(6)])
-            said, _ = vlm.on_pixels(vlm.answer, weights, settings, moved)
+            said, _ = vlm.answer(weights, settings, vlm.prepare(settings, moved))
             right += said['name']['name'] == vlm.ANSWERS['name'][digit]
         print(f'up to {far} pixels: {100 * right / len(test):.1f} %', flush=True)
 

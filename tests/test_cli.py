@@ -263,8 +263,7 @@ class Weights(Runs):
         settings, numbers = vlm.parse(list(map(str, on)))
         self.assertEqual(numbers, json.loads(self.good)['numbers'])
         training, _ = vlm.load_digits(self.data, 8)
-        loss = functools.partial(vlm.on_pixels, vlm.joint_loss)
-        list(vlm.learn(settings, numbers, vlm.examples(settings, training), loss,
+        list(vlm.learn(settings, numbers, vlm.examples(settings, training), vlm.stage_loss,
                        gradient_of=portions()))
         self.assertEqual(numbers, json.loads((self.folder / 'on.json').read_bytes())['numbers'])
 

@@ -68,16 +68,15 @@ class Processes(unittest.TestCase):
         """Learn, speak, leave no process -> all numbers in full, lines on stderr, processes"""
         settings = vlm.argparse.Namespace(**{**vars(SETTINGS), **changes})
         numbers, losses = vlm.first_numbers(settings), []
-        loss = functools.partial(vlm.on_pixels, vlm.STAGES[settings.stage][0])
         places = vlm.learning_places(settings)
         with self.stderr() as lines, vlm.processes(count) as map:
-            for error in vlm.learn(settings, numbers, vlm.examples(settings, DIGITS), loss, places,
-                                   portions(map)):
+            for error in vlm.learn(settings, numbers, vlm.examples(settings, DIGITS),
+                                   vlm.stage_loss, places, portions(map)):
                 losses.append(error)
                 disturb()
             weights = vlm.matrices(settings, numbers)
-            spoken = map(functools.partial(vlm.on_pixels, vlm.answer, weights, settings),
-                         [pixels for pixels, _ in DIGITS])
+            images = map(functools.partial(vlm.prepare, settings), [pixels for pixels, _ in DIGITS])
+            spoken = map(functools.partial(vlm.answer, weights, settings), images)
             workers = list(map(functools.partial(where, None), range(10)))
         self.nobody()
         self.assertEqual(workers[0], os.getpid())
@@ -104,7 +103,7 @@ class Processes(unittest.TestCase):
                 self.assertEqual(self.work(3, stage=stage)[:2], self.work(1, stage=stage)[:2])
         numbers = vlm.first_numbers(SETTINGS)
         losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
-                                functools.partial(vlm.on_pixels, vlm.joint_loss), None, portions()))
+                                vlm.stage_loss, None, portions()))
         self.assertEqual(self.alone[:self.alone.index('], [({')], repr((numbers, losses))[:-2])
 
     def test_garbage(self):
