@@ -418,13 +418,13 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1. (The page: refuse a request.)"""
+    """Go on if all is good, else end with one line and status 1. (The page catches that.)"""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
 def progress(text, milestone=True, stay=False):
-    """On standard error: a line that the next one replaces, unless it is to stay. If that is no
-    terminal: only milestones, and what is to stay."""
+    """On standard error: a line that the next one replaces, unless it is to stay.
+    If that is no terminal: only milestones, and what is to stay."""
     if sys.stderr.isatty():
         print(f'{text:79.79}', end='\n' if stay else '\r', file=sys.stderr, flush=True)
     elif milestone or stay:
@@ -449,22 +449,23 @@ for row in QUESTIONS.strip().splitlines():
 
 # ---- Answers -------------------------------------------------------------------------------------
 def sampler(settings, x, question):
-    """-> choose() for speak(): it draws at random, but the same whenever all these are the same"""
+    """-> choose() for speak(): it draws at random, but for the same arguments the same"""
     rng = random.Random(repr((settings.seed, x, question)))
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
-        probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
+        probs = softmax(logits, 1 / max(settings.temperature, 1e-9))  # never divide by zero
         likely, total = [], 0.0
         for index in sorted(range(len(probs)), key=probs.__getitem__, reverse=True):
-            if total < settings.top_p:
-                likely.append(index)
-                total += probs[index]
+            likely.append(index)
+            total += probs[index]
+            if total >= settings.top_p:
+                break
         point = rng.random() * total
         for index in likely:
             point -= probs[index]
             if point < 0:
                 break
-        return index
+        return index  # the last, if rounding leaves a rest
     return choose
 
 def answer(weights, settings, x):
@@ -472,11 +473,12 @@ def answer(weights, settings, x):
     vision, said = see(weights, settings, x), {}
     tokens = sum(map(len, vision))
     for question in settings.questions:
-        choose = [sampler(settings, x, question)] if settings.temperature else []  # the likeliest
         cache, letters = prefill(weights, settings, vision), []
-        for letter, p in speak(weights, settings, cache, PROMPTS[question], *choose):
-            # speak() yields at once. So a layer's last shares are those of the token that predicted
-            # this letter: in each head, one for each token so far, vision tokens first.
+        say = partial(speak, weights, settings, cache, PROMPTS[question])
+        spoken = say(sampler(settings, x, question)) if settings.temperature else say()
+        for letter, p in spoken:
+            # Now a layer's last shares are those of the token that predicted this letter:
+            # in each head, one for each token so far, vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
@@ -516,20 +518,20 @@ def learning_places(settings):
 
 # ---- Settings ------------------------------------------------------------------------------------
 
-# A row: name, group, default (or two: of size 8, of size 14), least, meaning. The least also tells
-# the type: 1 an int, 1e-9 a float; null: there is none, and it is a text, or what SPECIAL says.
+# A row: name, group, default (or two: for size 8, for 14), least, meaning.
+# The default tells the type. null: a text, unless SPECIAL (see The command line) says more.
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
 seed            common    1         0     fixes all that is random
-test            common    10000     1     test images to report on; with draw or page, 0 by default
+test            common    10000     1     test images; with draw or page, by default none
 jobs            common    0         0     processes; 0 is one for each processor
 data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
 save            common    null      null  write the weights to this file, as JSON
 load            common    null      null  speak with these; with steps, stage, lr or batch: learn on
 draw            common    null      null  draw answers, such as seven,three, or all
 page            common    null      null  then serve a page to play with, at this port
-questions       common    null      null  such as name,parity; else all that were learned, or name
+questions       common    null      null  such as name,parity; else all that were learned
 stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
 batch           learning  32        1     images in a minibatch
@@ -573,36 +575,36 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    known = s.learned if s.load else [*ANSWERS]
+    known = s.learned if s.load else [*ANSWERS]  # load(), too, calls this: to check `learned`
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
-            # Sorted, as 4 needs the 2 before it. str() tells them from what a file may have: 2.0.
-            s.tokens and s.tokens == sorted(s.tokens) and {*map(str, s.tokens)} <= {*'1234'},
+            s.tokens and all(type(degree) is int and 1 <= degree <= 4 for degree in s.tokens)
+            and s.tokens == sorted(s.tokens),  # degree 4 needs the 2s before it
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or codes > 0 and codes % 2 == 0,
         'distort must be at most 3': s.distort <= 3,
         f'questions must be of {", ".join(known)}, each once':
             asked and {*asked} <= {*known} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
-            not s.draw or all(question_of(s, name) for name in to_draw(s)),
+            not s.draw or all(question_of(s, name) for name in to_draw(s)),  # see Drawing
         'page must be a port below 65536':  # True: --page alone
             s.page in (None, True) or 0 <= s.page < 65536,
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
-            s.stage != 'eye' or codes * s.reconstruction}
+            s.stage != 'eye' or codes and s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
-# The first process sends the others a function and some items, through a pipe each; they send back
-# the results. (All is pickled. So the function is one of a module, or a partial of one; no lambda.)
+# The first process sends the others a function and some items, through a pipe each; they send
+# back the results. (All is pickled: so the function is one of a module, or a partial of one.)
 # Meanwhile the first does its own share; if another dies, that one's share, too.
 #
-# A sum of floats depends on the order. So a minibatch is always cut into two portions, and their
-# gradients are added in order: any number of processes learns the same weights, to the last bit.
-# More than two, then, are no faster at learning; but at the report.
+# A sum of floats depends on the order. So a minibatch is always cut into two portions, and
+# their gradients are added in order: any number of processes learns the same weights, to the
+# last bit. More than two, then, speed up only the report.
 
 PORTIONS = 2
 
@@ -622,7 +624,7 @@ def processes(number):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
-            theirs.close()  # see follow()
+            theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
     except OSError as error:
         progress(f'no further process can be started: {error}', stay=True)
@@ -636,8 +638,8 @@ def processes(number):
             pipe.close()
 
 def pause_gc():
-    """Let CPython not search for cycles of objects: we make none, and all else it frees at once.
-    That saves a sixth of the time. PyPy frees nothing without a search."""
+    """Let CPython not search for cycles of objects: we make none, and it frees all else at once.
+    This saves a sixth of the time. PyPy frees nothing without a search."""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -661,17 +663,17 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    # recv() fails, instead of waiting for ever, once all copies of the pipe's other end are closed.
+    # recv() fails, instead of waiting for ever, once all copies of the other end are closed.
     # So each process closes its copy of the other's end, to notice when the other dies.
     first_end.close()
-    with suppress(Exception):  # this process ends; the first does the share again, and so meets it
+    with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
-    """a row -> [size], the means of equal parts of its `length` pixels (None: all) from `start` on
+    """a row -> [size], means of equal parts of its `length` pixels (None: all) from `start` on
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
@@ -685,7 +687,7 @@ def shrink(line, size, start=0.0, length=None):
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def pixel_order(settings):
-    """-> for each number of an image x, which is patch after patch: its place row after row"""
+    """-> for each number of an image x (patch after patch): its place, row after row"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -705,8 +707,8 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Each line is read through a window. It is moved by shift, and by -slant in the first line
-        # to slant in the last; at both ends, it is longer by stretch. It can reach into the pads.
+        # Each line is read through a window. It is moved by shift, and by -slant in the first
+        # line to slant in the last; it is longer by stretch at both ends; it can reach the pads.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]
@@ -720,8 +722,8 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end; they stay pixels until stage_loss(), so that
-    processes share the work of preparing them"""
+    """[(pixels, digit)] -> (pixels, text) without end (stage_loss() prepares the pixels, as the
+    processes then share that work)"""
     rng, digits = random.Random(settings.seed), list(digits)
     for epoch in count():
         rng.shuffle(digits)
@@ -731,8 +733,8 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # Two images in a row share a question. To save time, the second teaches two letters
-            # only: the others are easier.
+            # To save time, every second image teaches two letters only: the others are easier.
+            # Two in a row share a question; else some questions could always be the short ones.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -795,20 +797,20 @@ def find(folder, name):
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused by who reads them"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused by the reader"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header, 4 bytes each: 2049 + dimensions of an item, how many items, shape of an item.
+    # Its header, 4 bytes each: 0x801 + dimensions of an item, how many items, shape of an item.
     # The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
     items = split(content[start:], size)
-    header = b''.join(n.to_bytes(4, 'big') for n in (2049 + len(shape), len(items), *shape))
+    header = b''.join(n.to_bytes(4, 'big') for n in (0x801 + len(shape), len(items), *shape))
     check(items and len(items[-1]) == size and content[:start] == header,
           f'{path} is damaged, or not an IDX file of {shape or "labels"}')
     return items
@@ -893,19 +895,19 @@ def show(settings, images, captions):
         print(*[text.ljust(column) for text in texts], end='\n\n')
 
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
-# Hold the weights still, and let the image learn: backward() goes down to the pixels. With the loss
-# of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a digit,
-# for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al. 2016,
-# arXiv:1612.00005). The two models in data/ then read 17 of 20 of each other's drawings; without
-# it, 10.
+# Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
+# loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
+# digit, for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al.
+# 2016, arXiv:1612.00005). Of the drawings of the two models in data/, ten each, the other one
+# then reads 17; without it, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # there is only one tape
+DRAWING = threading.Lock()  # there is only one tape (answers, of floats, need none)
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights are Values, too, though their grad is not used: in linear(), they come first in dot(),
-    # which knows no floats before Values.
+    # Weights are Values, too, as they come first in dot(), which knows no floats before Values.
+    # Their grad is not used.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -970,16 +972,18 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
+    # (If they had to move by less than 0, out of the picture, they stay.)
     return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
     # symmetric part. Were it x x^T, then S v = (x.v) x, for any v: the image, at once.
-    # As it is only near, S is applied again and again (power iteration). For v is a sum of parts in
-    # directions that S only stretches, each by its own factor: the part of the largest factor
-    # outgrows the others. A negative one could, too. So `length`, by which S stretches v, is added
-    # to all factors.
+    #
+    # As it is only near, S is applied again and again (power iteration). v is a sum of parts in
+    # directions that S only stretches (its eigenvectors), each by its own factor. The part of
+    # the largest factor outgrows the others. A negative one, -a, could, too. So the size of
+    # S v, which comes near a then, is added to all factors: -a + a is nothing.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -988,21 +992,25 @@ def kept(weights, settings, x):
             # 2 S v (twice as long is as good) = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j
             of_left = list(map(mul, f, linear(right, v)))
             of_right = list(map(mul, f, linear(left, v)))
+            # zip() transposes: the sums are products of columns.
             stretched = add(linear(zip(*left), of_left), linear(zip(*right), of_right))
-            length = math.sqrt(dot(stretched, stretched) / len(v))
-            v = rmsnorm([a + length * b for a, b in zip(stretched, v)])
-        # v.(S v) would be (x.v)^2. So its root is how much of v is in x, but for a factor that all
-        # patches share. The sign is free: that of the patch.
+            size = math.sqrt(dot(stretched, stretched) / len(v))  # that of v is 1
+            v = rmsnorm([a + size * b for a, b in zip(stretched, v)])
+        # v.(S v) would be (x.v)^2. So its root is how much of v is in x, but for a factor that
+        # all patches share. The sign is free: that of the patch.
         strength = math.copysign(max(dot(stretched, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
+
+# What can be asked for, in TASKS, below:
 
 def read_page(weights, settings, question, body):
     """GET / -> the page"""
     return (data_folder() / 'page.html').read_bytes()
 
 def read_drawing(weights, settings, question, body):
-    """POST /read?ask=name, a drawing [n * n] -> what is said of it, seen and kept"""
+    """POST /read?ask=name, a drawing [n * n] -> what is said of it, to the question asked, then to
+    all, for the page; the image as it is seen, and as the eye keeps it"""
     seen = downscale(settings, centre(body))
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
@@ -1015,8 +1023,9 @@ def read_drawing(weights, settings, question, body):
 def draw_name(weights, settings, question, body):
     """POST /draw?ask=name, an answer, perhaps a drawing -> the images on the way"""
     order = json.loads(body)
-    name = order.get('name') if type(order) is dict else None
-    if name not in ANSWERS[question]:
+    check(type(order) is dict, 'an order is like {"name": "seven"}')
+    name = order.get('name')
+    if name not in ANSWERS[question]:  # of another question, perhaps
         question = question_of(settings, name)
     check(question, 'name must be an answer that the model knows')
     start = prepare(settings, centre(order['ink'])) if 'ink' in order else None
@@ -1030,7 +1039,7 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # if none is named; else it is 0.9, without a status
+    default_request_version = 'HTTP/1.0'  # where none is named; HTTP/0.9 has no status line
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
@@ -1056,8 +1065,8 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        # Any site's page can make the browser that shows it send requests here. Origin is that site
-        # then. Or the site makes its own name lead to this machine: then Host is that name.
+        # Any site's page can make the browser that shows it send requests here: Origin is that
+        # site. Or its own name is made to lead to this machine (DNS rebinding): Host is that.
         port = self.server.server_port
         # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
@@ -1066,8 +1075,8 @@ class Page(BaseHTTPRequestHandler):
               'not for another site')
 
     def send_error(self, code, message=None, *_):
-        """Refuse a request. http.server, too, calls it: for what is no HTTP, or asks too much."""
-        # An unknown method, an unknown version: the client's mistakes (4xx), not ours (5xx).
+        """Refuse a request. http.server, too, calls it: for what is no HTTP, say."""
+        # An unknown method is 501 there, an unknown version 505. The mistake is not ours: 4xx.
         code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
@@ -1088,8 +1097,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # If we closed with a part of the request unread, the system could drop the answer.
-            # So say that this is all of it, and read on until the client closes, or for `timeout`.
+            # TCP resets a connection that is closed with input unread: the answer may be lost.
+            # So say that this is all; then read on, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)
             while self.connection.recv(65536):
                 pass
@@ -1141,8 +1150,8 @@ def parse(argv):
         'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group)
               for group in dict.fromkeys(group for _, group, *_ in ROWS)}
-    for name, group, default, least, meaning in ROWS:
-        kind = str if least == 'null' else type(json.loads(least))
+    for name, group, default, _, meaning in ROWS:
+        kind = str if default == 'null' else type(json.loads(default.split('/')[0]))
         text = meaning if default == 'null' else f'{meaning} (default: {default})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
                                    **{'type': kind, **SPECIAL.get(name, {})})
@@ -1179,8 +1188,8 @@ def train(settings, numbers, digits):
                 recent = [*recent[-99:], loss]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
-                         f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
-    except KeyboardInterrupt:
+                         f'{left:.0f} s left', step % 100 == 0, stay=step == settings.steps)
+    except KeyboardInterrupt:  # perhaps within a step: no harm
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', stay=True)
 
 def report(weights, settings, digits):
@@ -1220,8 +1229,8 @@ def show_answers(weights, settings, digits):
 
 def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
-    # If each is right with the probability p, then count p are, more or less: in 95 % of cases by
-    # at most 1.96 sqrt(count p (1 - p)). At the ends of the interval, `right` is as far away:
+    # If each is right with the probability p, then count p are, more or less: in 95 % of cases
+    # by at most 1.96 sqrt(count p (1 - p)). At the ends of the interval, `right` is so far away:
     # (right - count p)^2 = 1.96^2 count p (1 - p), solved for p (Wilson 1927).
     square = 1.96 ** 2
     spread = math.sqrt(square * (right * (count - right) / count + square / 4))
