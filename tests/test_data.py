@@ -364,7 +364,8 @@ class Downloads(Case):
         with mock.patch.object(Path, 'mkdir', side_effect=denied):
             self.refused(1, 'Permission denied', *TINY)
 
-MNIST = Path(os.environ.get('VLM_MNIST') or PROGRAM.parent / 'data')
+# In full, as each test has a current folder of its own.
+MNIST = Path(os.environ.get('VLM_MNIST') or PROGRAM.parent / 'data').resolve()
 
 @unittest.skipUnless(all(vlm.find(MNIST, name) for name in vlm.MNIST), f'no MNIST in {MNIST}')
 class RealMNIST(Case):

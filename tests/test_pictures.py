@@ -5,12 +5,11 @@ from unittest import mock
 
 import vlm
 from tests import tools
-from tests.test_data import PROGRAM, Case, digits, run, write
+from tests.test_data import MNIST, PROGRAM, Case, digits, run, write
 from tests.tools import asked, gauss, random_numbers, tiny
 
 DATA = PROGRAM.parent / 'data'
 SHIPPED = {size: DATA / f'weights-{size}.json' for size in (8, 14)}  # with the project
-MNIST = os.environ.get('VLM_MNIST') or DATA
 
 def loaded(path):
     """A weights file -> the matrices, and settings"""
@@ -246,7 +245,7 @@ class Centre(Case):
         self.assertAlmostEqual(sum(vlm.centre(ink)), 201 * 400, places=6)
         self.assertEqual(set(vlm.centre(bytes(64))), {0.0})
 
-    @unittest.skipUnless(vlm.find(Path(MNIST), 't10k-images-idx3-ubyte'), 'there is no MNIST')
+    @unittest.skipUnless(vlm.find(MNIST, 't10k-images-idx3-ubyte'), 'there is no MNIST')
     def test_names_stay(self):
         """Real images, enlarged, shifted, thickened and made smaller, keep their names."""
         weights, settings = loaded(SHIPPED[8])
@@ -265,7 +264,7 @@ class Centre(Case):
                 [0] * 30 + row + [0] * (28 * 9 - 30 - 56) for row in vlm.split(enlarged(rows, 2), 56)
             ] + [[0] * 28 * 9] * (28 * 9 - 96) for v in line],
             'thick': lambda rows: enlarged(thick(rows), 1)}
-        images = [pixels for pixels, _ in vlm.read_digits(Path(MNIST), 't10k', 28)[:200]]
+        images = [pixels for pixels, _ in vlm.read_digits(MNIST, 't10k', 28)[:200]]
         names = [name(pixels) for pixels in images]
         for what, change in changes.items():
             with self.subTest(what):
