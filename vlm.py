@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1. (The page catches that.)"""
+    """Go on if all is good, else end with one line and status 1. (The web page catches that.)"""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -465,7 +465,7 @@ def sampler(settings, x, question):
             point -= probs[index]
             if point < 0:
                 break
-        return index  # the last, if rounding leaves a rest
+        return index  # the last, if rounding left a rest
     return choose
 
 def answer(weights, settings, x):
@@ -475,10 +475,10 @@ def answer(weights, settings, x):
     for question in settings.questions:
         cache, letters = prefill(weights, settings, vision), []
         say = partial(speak, weights, settings, cache, PROMPTS[question])
-        spoken = say(sampler(settings, x, question)) if settings.temperature else say()
+        spoken = say(choose=sampler(settings, x, question)) if settings.temperature else say()
         for letter, p in spoken:
-            # Now a layer's last shares are those of the token that predicted this letter:
-            # in each head, one for each token so far, vision tokens first.
+            # speak() pauses at each letter. Now a layer's last shares are those of the token that
+            # predicted it: in each head, one for each token so far, vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
@@ -489,7 +489,8 @@ def answer(weights, settings, x):
     return said, rebuilding_loss(weights, settings, vision, x)
 
 # ---- Learning in stages --------------------------------------------------------------------------
-# A stage trains a part, such as the eye. Each run does one; the next loads its file:
+# A stage trains a part, such as the eye. Each run does one; the next loads its file.
+#
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
@@ -600,7 +601,7 @@ def mistakes(settings):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. (All is pickled: so the function is one of a module, or a partial of one.)
-# Meanwhile the first does its own share; if another dies, that one's share, too.
+# Meanwhile the first does its own share; if another dies or fails, that share, too.
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, and
 # their gradients are added in order: any number of processes learns the same weights, to the
@@ -696,7 +697,7 @@ def pixel_order(settings):
 def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, side = settings.size, math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # of 28, the outer 3 are nearly always black
+    inner = slice(side // 9, side - side // 9)  # the outer 3 of 28, often black; 0 of 8
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     means = list(chain(*zip(*columns)))  # row after row
@@ -733,7 +734,7 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # To save time, every second image teaches two letters only: the others are easier.
+            # To save time, every second text ends after two letters: later ones are easier.
             # Two in a row share a question; else some questions could always be the short ones.
             yield pixels, text[:3] if i % 2 else text
 
@@ -859,7 +860,7 @@ def load_digits(folder, size):
 # ---- Pictures in the terminal --------------------------------------------------------------------
 def greys(settings, x, top):
     """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
-    in_rows = [v for _, v in sorted(zip(pixel_order(settings), x))]
+    in_rows = [v for _, v in sorted(zip(pixel_order(settings), x))]  # sorted by place
     return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in in_rows]
 
 def unicode():
@@ -898,8 +899,8 @@ def show(settings, images, captions):
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit, for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al.
-# 2016, arXiv:1612.00005). Of the drawings of the two models in data/, ten each, the other one
-# then reads 17; without it, 10.
+# 2016, arXiv:1612.00005). The two models in data/ drew ten digits each: of these 20, the other
+# one reads 17; of those drawn without that loss, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # there is only one tape (answers, of floats, need none)
@@ -1039,7 +1040,7 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # where none is named; HTTP/0.9 has no status line
+    default_request_version = 'HTTP/1.0'  # else, a request that names none gets no status
 
     def do_POST(self):
         """Answer with what a task makes of the body of the request."""
@@ -1109,7 +1110,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    # So one can start again at once; but on Windows, two servers could share a port.
+    # A port stays taken for a while; but on Windows, two servers could share it.
     allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
@@ -1189,7 +1190,7 @@ def train(settings, numbers, digits):
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
                          f'{left:.0f} s left', step % 100 == 0, stay=step == settings.steps)
-    except KeyboardInterrupt:  # perhaps within a step: no harm
+    except KeyboardInterrupt:  # some numbers have moved: no harm
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', stay=True)
 
 def report(weights, settings, digits):
