@@ -1185,11 +1185,12 @@ def train(settings, numbers, digits):
             losses = learn(settings, numbers, examples(settings, digits), stage_loss, places,
                            partial(shared_gradient, share_out))
             for step, loss in enumerate(losses, 1):
-                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
+                last = step == settings.steps or not math.isfinite(loss)
                 recent = [*recent[-99:], loss]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
-                         f'{left:.0f} s left', step % 100 == 0, stay=step == settings.steps)
+                         f'{left:.0f} s left', step % 100 == 0, stay=last)
+                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
     except KeyboardInterrupt:  # some numbers have moved: no harm
         progress('interrupted: on to the report (Ctrl-C again to stop at once)', stay=True)
 
