@@ -605,13 +605,14 @@ class Learning(Case):
         examples = [(vlm.prepare(settings, pixels), f"<{vlm.ANSWERS['name'][digit]}>")
                     for pixels, digit in ten]
         self.assertEqual(sorted(digit for _, digit in ten), list(range(10)))
-        *learned, losses = self.learned(itertools.cycle(examples), steps=90, batch=10, lr=0.02)
+        *learned, losses = self.learned(itertools.cycle(examples), 2, steps=90, batch=10,
+                                         lr=0.02)
         self.assertEqual(self.share_right(*learned, ten), 1.0)
         self.assertLess(losses[-1], losses[0] / 10)
 
     def test_training(self):
         """A short run names most images that it has never seen (seeds 1 to 6: 59 to 81 %)."""
-        *learned, _ = self.learned(steps=300, batch=4, lr=0.03)
+        *learned, _ = self.learned(jobs=2, steps=300, batch=4, lr=0.03)
         self.assertGreater(self.share_right(*learned, self.test), 0.5)
 
 
