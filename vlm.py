@@ -453,19 +453,16 @@ def sampler(settings, x, question):
     rng = random.Random(repr((settings.seed, x, question)))
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
-        probs = softmax(logits, 1 / max(settings.temperature, 1e-9))  # never divide by zero
+        probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         likely, total = [], 0.0
         for index in sorted(range(len(probs)), key=probs.__getitem__, reverse=True):
             likely.append(index)
             total += probs[index]
             if total >= settings.top_p:
                 break
-        point = rng.random() * total
-        for index in likely:
-            point -= probs[index]
-            if point < 0:
-                break
-        return index  # the last, if rounding left a rest
+        if not total > 0:  # NaN, from huge weights: choices() refuses it
+            return likely[0]
+        return rng.choices(likely, [probs[index] for index in likely])[0]
     return choose
 
 def answer(weights, settings, x):
@@ -620,6 +617,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
+    # Inherited by them, until follow() says so itself.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for _ in range(number - 1):
             ours, theirs = multiprocessing.Pipe()
@@ -627,8 +626,10 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except OSError as error:
+    except (OSError, EOFError) as error:  # or its helper process
         progress(f'no further process can be started: {error}', stay=True)
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield partial(shared_map, [pipe for _, pipe in others])
     finally:
@@ -681,7 +682,7 @@ def shrink(line, size, start=0.0, length=None):
     """
     part = (length or len(line)) / size
     edges = [start + i * part for i in range(size + 1)]  # 0, 1.5, 3
-    sums = [0, *accumulate(line)]                        # 0, 2, 4, 9
+    sums = [0, *accumulate(line)]  # 0, 2, 4, 9
     # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts.
     line = [*line, 0]  # the edge at the end cuts none
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
@@ -735,7 +736,7 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier.
-            # Two in a row share a question; else some questions could always be the short ones.
+            # Two in a row share a question, else some might always be short.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -805,8 +806,8 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header, 4 bytes each: 0x801 + dimensions of an item, how many items, shape of an item.
-    # The items follow. (split() cuts bytes, too.)
+    # Its header, 4 bytes each: 0x801 + dimensions of an item, number of items, shape of an
+    # item. The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -854,7 +855,7 @@ def load_digits(folder, size):
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
         progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
-    # The last twelfth is for tests/study.py, which compares settings.
+    # The last twelfth is for tests/study.py.
     return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
@@ -903,7 +904,7 @@ def show(settings, images, captions):
 # one reads 17; of those drawn without that loss, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # there is only one tape (answers, of floats, need none)
+DRAWING = threading.Lock()  # there is only one tape (floats need none)
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
@@ -1016,6 +1017,8 @@ def read_drawing(weights, settings, question, body):
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
     again = kept(weights, settings, x)  # [] without latents of degree 2
+    check(all(map(math.isfinite, [*again, *[said[q]['probability'] for q in said]])),
+          'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
             'seen': greys(settings, seen, 255),
@@ -1077,14 +1080,14 @@ class Page(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, *_):
         """Refuse a request. http.server, too, calls it: for what is no HTTP, say."""
-        # An unknown method is 501 there, an unknown version 505. The mistake is not ours: 4xx.
+        # 501: unknown method; 505: unknown version. The mistake is not ours: 4xx.
         code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
         """Answer with a page (bytes), or else with JSON."""
         page = type(content) is bytes
-        content = content if page else json.dumps(content, allow_nan=False).encode()
+        content = content if page else json.dumps(content).encode()
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
         # The page may load nothing from elsewhere: its script and style are in it, its pictures
@@ -1159,7 +1162,7 @@ def parse(argv):
     given = vars(parser.parse_args(argv))  # only what was typed, thanks to SUPPRESS
     saved, numbers = load(given['load']) if 'load' in given else ({}, None)
     settings = complete({**saved, **given})
-    # What shapes the weights, such as --width, must not differ from what the file says.
+    # What shapes the weights, such as --width, is as the file says.
     changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
     wrong = f'{changed} contradicts {settings.load}' if changed else mistakes(settings)
     if wrong:
@@ -1169,7 +1172,7 @@ def parse(argv):
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    settings.jobs = min(settings.jobs or cores or 1, 64)  # more can only be a typing error
+    settings.jobs = min(settings.jobs or cores or 1, 64)  # more is a typing error
     return settings, numbers
 
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
@@ -1196,12 +1199,14 @@ def train(settings, numbers, digits):
 
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
-    show_answers(weights, settings, digits[:20])
     answers = []
     with processes(settings.jobs) as share_out:
-        for part in split([pixels for pixels, _ in digits], 1000):
-            images = share_out(partial(prepare, settings), part)
+        for start in range(0, len(digits), 1000):
+            pixels = [pixels for pixels, _ in digits[start:start + 1000]]
+            images = share_out(partial(prepare, settings), pixels)
             answers += share_out(partial(answer, weights, settings), images)
+            if start == 0:
+                show_answers(settings, digits[:20], images, answers)
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
@@ -1215,15 +1220,13 @@ def report(weights, settings, digits):
         print(f'test accuracy{which}: {right}/{len(digits)} = {right / len(digits):.2%} '
               f'(95% interval {low:.2f}-{high:.2f})', flush=True)
 
-def show_answers(weights, settings, digits):
+def show_answers(settings, digits, images, answers):
     """Show what is said of some digits: below pictures, or, where no terminal is, line by line."""
     question = settings.questions[0]
     names = [ANSWERS[question][label] for _, label in digits]
-    images = [prepare(settings, pixels) for pixels, _ in digits]
-    texts = [caption(name, answer(weights, settings, x)[0][question])
-             for name, x in zip(names, images)]
+    texts = [caption(name, said[question]) for name, (said, _) in zip(names, answers)]
     if sys.stdout.isatty():
-        show(settings, images, texts)
+        show(settings, images[:len(texts)], texts)
     else:
         for (_, label), name, text in zip(digits, names, texts):
             print(f'[{label}] true: {name} | generated: {text}')

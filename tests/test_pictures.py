@@ -166,7 +166,7 @@ class Gradient(tools.Case):
                                 tools.slopes(loss, [pixel.data for pixel in pixels]), 1e-5)
 
 def drawings(weights, settings, text_starts):
-    """pairs of a text and an image to start from -> draw()'s images for each, made by two processes"""
+    """pairs (text, image to start from) -> draw()'s images for each, by two processes"""
     with vlm.processes(2) as share_out:
         return share_out(functools.partial(drawing, weights, settings), text_starts)
 

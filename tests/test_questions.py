@@ -225,6 +225,7 @@ class TooLarge(Runs):
         for path, body in ('/read', bytes(range(64))), ('/draw', b'{"name": "one"}'):
             status, answer = server.exchange(server.request('POST', path, body))
             self.assertEqual((status, [*test_page.strict(answer)]), (400, ['error']))
+            self.assertIn('too large', test_page.strict(answer)['error'])
 
 class Page(test_page.Case):
     """The JSON interface."""
