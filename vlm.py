@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1. (The web page catches that.)"""
+    """Go on if all is good, else end with one line and status 1."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -474,8 +474,8 @@ def answer(weights, settings, x):
         say = partial(speak, weights, settings, cache, PROMPTS[question])
         spoken = say(choose=sampler(settings, x, question)) if settings.temperature else say()
         for letter, p in spoken:
-            # speak() pauses at each letter. Now a layer's last shares are those of the token that
-            # predicted it: in each head, one for each token so far, vision tokens first.
+            # speak() is a generator: here it pauses. Now a layer's last shares are those of the
+            # token that predicted this letter: one for each token so far, vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
@@ -548,7 +548,7 @@ temperature     speaking  0.0       0.0   above 0: a random letter, not the like
 top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
 """
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-# Saved with the weights. learned: the questions that they know.
+# Saved with the weights. learned: questions that they know; settings.questions: that we ask.
 SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
 
 def complete(given):
@@ -561,7 +561,8 @@ def complete(given):
     if settings.questions is None:  # a file, and nothing else is said: all that its weights know
         settings.questions = settings.learned
     # If one of them is no question, mistakes() says so, later.
-    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in settings.learned if q in ANSWERS])]
+    known = [q for q in settings.learned if q in ANSWERS]
+    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in known])]
     settings.vocabulary = sorted(set(''.join(texts)))
     settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
     return settings
@@ -573,10 +574,11 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    known = s.learned if s.load else [*ANSWERS]  # load(), too, calls this: to check `learned`
+    known = s.learned if s.load else [*ANSWERS]  # in load(), s.load is None: all may be
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
-        'size must be 8 or 14, patches divide it': s.size in (8, 14) and s.size % s.patches == 0,
+        'size must be 8 or 14, patches divide it':
+            s.size in (8, 14) and s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
             s.tokens and all(type(degree) is int and 1 <= degree <= 4 for degree in s.tokens)
@@ -597,12 +599,12 @@ def mistakes(settings):
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
-# back the results. (All is pickled: so the function is one of a module, or a partial of one.)
-# Meanwhile the first does its own share; if another dies or fails, that share, too.
+# back the results. Meanwhile the first does its own share; if another dies or fails, that share,
+# too. (All is sent as bytes, pickled; of a function only its name: so it must be a module's.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, and
 # their gradients are added in order: any number of processes learns the same weights, to the
-# last bit. More than two, then, speed up only the report.
+# last bit. More than two processes, then, speed up only the report.
 
 PORTIONS = 2
 
@@ -617,8 +619,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Inherited by them, until follow() says so itself.
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # While they start, Ctrl-C does nothing; they inherit that.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
             ours, theirs = multiprocessing.Pipe()
@@ -626,7 +628,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # or its helper process
+    except (OSError, EOFError) as error:  # EOFError: a helper that starts them has died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -640,8 +642,8 @@ def processes(number):
             pipe.close()
 
 def pause_gc():
-    """Let CPython not search for cycles of objects: we make none, and it frees all else at once.
-    This saves a sixth of the time. PyPy frees nothing without a search."""
+    """Let CPython not search for cycles of objects, as we make none. It saves a sixth of the time.
+    PyPy frees nothing without a search."""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -650,7 +652,7 @@ def shared_map(pipes, function, items):
     results, stride = [None] * len(items), len(pipes) + 1
     for rank, pipe in enumerate(pipes, 1):
         with suppress(OSError):  # it has ended: noticed below
-            pipe.send((function, items[rank::stride]))
+            pipe.send((function, items[rank::stride]))  # 1 of 3: items 1, 4, 7 ...
     results[::stride] = map(function, items[::stride])
     for rank, pipe in enumerate(list(pipes), 1):
         try:
@@ -665,8 +667,8 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    # recv() fails, instead of waiting for ever, once all copies of the other end are closed.
-    # So each process closes its copy of the other's end, to notice when the other dies.
+    # A new process has copies of both ends of a pipe. recv() fails, instead of waiting for ever,
+    # only once all copies of the other end are closed. So each closes the end of the other.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -689,7 +691,7 @@ def shrink(line, size, start=0.0, length=None):
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def pixel_order(settings):
-    """-> for each number of an image x (patch after patch): its place, row after row"""
+    """-> order: number i of x, patch after patch, is pixel order[i], row after row"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -698,7 +700,7 @@ def pixel_order(settings):
 def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
     size, side = settings.size, math.isqrt(len(pixels))
-    inner = slice(side // 9, side - side // 9)  # the outer 3 of 28, often black; 0 of 8
+    inner = slice(side // 9, side - side // 9)  # not the outer 3 of 28, often black; all of 8
     rows = [shrink(row[inner], size) for row in split(pixels, side)[inner]]
     columns = [shrink(column, size) for column in zip(*rows)]
     means = list(chain(*zip(*columns)))  # row after row
@@ -709,11 +711,11 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Each line is read through a window. It is moved by shift, and by -slant in the first
-        # line to slant in the last; it is longer by stretch at both ends; it can reach the pads.
+        # Each line is read through a window. It is moved by shift, and by slant times -1 (first
+        # line) to 1 (last); it is longer by stretch at both ends. It can reach the pads.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
-        starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]
+        starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
         lines = [shrink([*pad, *line, *pad], side, start, side + 2 * stretch)
                  for line, start in zip(lines, starts)]
         lines = list(zip(*lines))  # rows become columns, and back again
@@ -724,8 +726,8 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end (stage_loss() prepares the pixels, as the
-    processes then share that work)"""
+    """[(pixels, digit)] -> (pixels, text) without end (stage_loss() prepares the pixels: so
+    processes share that work)"""
     rng, digits = random.Random(settings.seed), list(digits)
     for epoch in count():
         rng.shuffle(digits)
@@ -736,12 +738,12 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier.
-            # Two in a row share a question, else some might always be short.
+            # Two in a row share a question: else, of two, one would always be short.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
 def write_file(path, content=b''):
-    """Write bytes under a temporary name, then rename. Without any: only see whether one can."""
+    """Write bytes under a temporary name, then rename it. No bytes: only try whether one can."""
     path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
     check(path.is_file() or not path.exists(), f'{path} is not a regular file')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -806,8 +808,8 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header, 4 bytes each: 0x801 + dimensions of an item, number of items, shape of an
-    # item. The items follow. (split() cuts bytes, too.)
+    # Its header, 4 bytes each: 0x800 (bytes) + 1 (a list) + dimensions of an item; number of
+    # items; shape of an item. The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -850,12 +852,13 @@ def load_digits(folder, size):
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
         train, test = [read_digits(place, kind, 28) for kind in ('train', 't10k')]
     else:
-        bundled = folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte')
+        bundled = (folder is None and size == 8
+                   and find(place, 'optdigits-train-images-idx3-ubyte'))
         check(bundled,
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
         progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
-    # The last twelfth is for tests/study.py.
+    # The last twelfth is held out, for tests/study.py.
     return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
@@ -883,7 +886,7 @@ def show(settings, images, captions):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
-        else:      # one for two pixels, the upper (38) and the lower (48), in 24 of 256 colours
+        else:      # one for two pixels: ink (38) is the upper, paper (48) the lower; 24 greys
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
@@ -901,10 +904,10 @@ def show(settings, images, captions):
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit, for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al.
 # 2016, arXiv:1612.00005). The two models in data/ drew ten digits each: of these 20, the other
-# one reads 17; of those drawn without that loss, 10.
+# model reads 17; of those drawn without that loss, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # there is only one tape (floats need none)
+DRAWING = threading.Lock()  # for all threads there is one tape (floats need none)
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
@@ -974,7 +977,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    # (If they had to move by less than 0, out of the picture, they stay.)
+    # ([empty] * -2 is []: lines that would move out of the picture stay.)
     return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
@@ -982,10 +985,11 @@ def kept(weights, settings, x):
     # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
     # symmetric part. Were it x x^T, then S v = (x.v) x, for any v: the image, at once.
     #
-    # As it is only near, S is applied again and again (power iteration). v is a sum of parts in
-    # directions that S only stretches (its eigenvectors), each by its own factor. The part of
-    # the largest factor outgrows the others. A negative one, -a, could, too. So the size of
-    # S v, which comes near a then, is added to all factors: -a + a is nothing.
+    # It is only near. So S is applied again and again (power iteration). v is a sum of parts in
+    # directions that S only stretches, each by a factor (its eigenvectors). The part with the
+    # largest factor outgrows the others. But so could one with a factor -a, if a is larger. So
+    # a v is added to S v: now each factor is larger by a, and -a + a is 0. The size of S v, which
+    # comes near a, will do for it.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -998,8 +1002,8 @@ def kept(weights, settings, x):
             stretched = add(linear(zip(*left), of_left), linear(zip(*right), of_right))
             size = math.sqrt(dot(stretched, stretched) / len(v))  # that of v is 1
             v = rmsnorm([a + size * b for a, b in zip(stretched, v)])
-        # v.(S v) would be (x.v)^2. So its root is how much of v is in x, but for a factor that
-        # all patches share. The sign is free: that of the patch.
+        # v.(S v) would be (x.v)^2. So its root is how much of v is in x (times a number that all
+        # patches share: greys() divides it away). The sign is free: that of the patch.
         strength = math.copysign(max(dot(stretched, v), 0.0) ** 0.5, dot(patch, v))
         out += [strength * a for a in v]
     return out
@@ -1011,8 +1015,8 @@ def read_page(weights, settings, question, body):
     return (data_folder() / 'page.html').read_bytes()
 
 def read_drawing(weights, settings, question, body):
-    """POST /read?ask=name, a drawing [n * n] -> what is said of it, to the question asked, then to
-    all, for the page; the image as it is seen, and as the eye keeps it"""
+    """POST /read?ask=name, a drawing [n * n] -> the answer to the question; for the page, those to
+    all, and the image as it is seen, and as the eye keeps it"""
     seen = downscale(settings, centre(body))
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
@@ -1043,10 +1047,10 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # else, a request that names none gets no status
+    default_request_version = 'HTTP/1.0'  # if none is named; 0.9 would answer without status
 
     def do_POST(self):
-        """Answer with what a task makes of the body of the request."""
+        """Answer with what a task makes of the request (http.server sets its parts)."""
         path, _, query = self.path.partition('?')
         weights, settings = self.server.model  # from serve()
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
@@ -1054,7 +1058,8 @@ class Page(BaseHTTPRequestHandler):
         try:
             self.check_sender()
             length = self.headers.get('Content-Length', '0')
-            check(length.isdecimal() and len(length) < 8, 'Content-Length must be below 10 million')
+            check(length.isdecimal() and len(length) < 8,
+                  'Content-Length must be below 10 million')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
             if task:
@@ -1069,8 +1074,8 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        # Any site's page can make the browser that shows it send requests here: Origin is that
-        # site. Or its own name is made to lead to this machine (DNS rebinding): Host is that.
+        # A page of any site can make the browser send requests here: then Origin is that site.
+        # Or a site's name is made to lead to this machine (DNS rebinding): then Host is that name.
         port = self.server.server_port
         # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
@@ -1080,7 +1085,7 @@ class Page(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, *_):
         """Refuse a request. http.server, too, calls it: for what is no HTTP, say."""
-        # 501: unknown method; 505: unknown version. The mistake is not ours: 4xx.
+        # 501: unknown method; 505: unknown version. 5xx would say that the mistake is ours.
         code = {501: 405, 505: 400}.get(code, code)
         self.send(code, {'error': message or self.responses[code][0]})
 
@@ -1101,8 +1106,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # TCP resets a connection that is closed with input unread: the answer may be lost.
-            # So say that this is all; then read on, until the client closes, or `timeout`.
+            # If a connection is closed with input unread, TCP may drop the answer. So say that
+            # this is all; then read on, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)
             while self.connection.recv(65536):
                 pass
@@ -1113,7 +1118,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    # A port stays taken for a while; but on Windows, two servers could share it.
+    # Else a port stays taken for a while after its server. (On Windows, two could share it.)
     allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
@@ -1171,7 +1176,8 @@ def parse(argv):
         settings.steps = 0  # nobody asks to learn on
     if 'test' not in given and given.keys() & {'draw', 'page'}:
         settings.test = 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+             else os.cpu_count())
     settings.jobs = min(settings.jobs or cores or 1, 64)  # more is a typing error
     return settings, numbers
 
@@ -1221,7 +1227,7 @@ def report(weights, settings, digits):
               f'(95% interval {low:.2f}-{high:.2f})', flush=True)
 
 def show_answers(settings, digits, images, answers):
-    """Show what is said of some digits: below pictures, or, where no terminal is, line by line."""
+    """Show what is said of some digits: below pictures, or, without a terminal, line by line."""
     question = settings.questions[0]
     names = [ANSWERS[question][label] for _, label in digits]
     texts = [caption(name, said[question]) for name, (said, _) in zip(names, answers)]
@@ -1236,7 +1242,7 @@ def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
     # If each is right with the probability p, then count p are, more or less: in 95 % of cases
     # by at most 1.96 sqrt(count p (1 - p)). At the ends of the interval, `right` is so far away:
-    # (right - count p)^2 = 1.96^2 count p (1 - p), solved for p (Wilson 1927).
+    # (right - count p)^2 = 1.96^2 count p (1 - p), a quadratic equation for p (Wilson 1927).
     square = 1.96 ** 2
     spread = math.sqrt(square * (right * (count - right) / count + square / 4))
     return [100 * (right + square / 2 + d) / (count + square) for d in (-spread, spread)]
