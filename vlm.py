@@ -410,7 +410,7 @@ def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.ind
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
 import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
-import time, urllib.parse, urllib.request, webbrowser, zlib
+import time, urllib.error, urllib.parse, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate, count
@@ -835,6 +835,9 @@ def download(path):
             response = urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT)
             progress(f'downloading {path.name}', stay=True)
             content = response.read()
+        except urllib.error.HTTPError as refusal:  # such as 404
+            refusal.close()
+            continue
         except Exception:  # a network fails in many ways
             continue
         if hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
@@ -1079,8 +1082,8 @@ class Page(BaseHTTPRequestHandler):
         port = self.server.server_port
         # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
-        check(self.headers['Host'] in hosts, 'for this machine only')
-        check(self.headers['Origin'] in [None, *[f'http://{host}' for host in hosts]],
+        check(self.headers.get('Host') in hosts, 'for this machine only')
+        check(self.headers.get('Origin') in [None, *[f'http://{host}' for host in hosts]],
               'not for another site')
 
     def send_error(self, code, message=None, *_):
