@@ -605,8 +605,8 @@ class Learning(Case):
         examples = [(vlm.prepare(settings, pixels), f"<{vlm.ANSWERS['name'][digit]}>")
                     for pixels, digit in ten]
         self.assertEqual(sorted(digit for _, digit in ten), list(range(10)))
-        *learned, losses = self.learned(itertools.cycle(examples), 2, steps=90, batch=10,
-                                         lr=0.02)
+        *learned, losses = self.learned(itertools.cycle(examples), 2, steps=60, batch=10,
+                                         lr=0.03)
         self.assertEqual(self.share_right(*learned, ten), 1.0)
         self.assertLess(losses[-1], losses[0] / 10)
 

@@ -78,7 +78,7 @@ def dot(x, y):
 
 def product(matrix, x):
     """Matrix times vector"""
-    return [dot(row, x) for row in matrix]
+    return [sum(map(mul, row, x)) for row in matrix]
 
 
 def plus(x, y):
@@ -94,7 +94,8 @@ def norm(x):
 
 def softmax(z):
     """The textbook formula"""
-    return [math.exp(v) / sum(map(math.exp, z)) for v in z]
+    total = sum(map(math.exp, z))
+    return [math.exp(v) / total for v in z]
 
 
 def attend(settings, query, keys, values):
