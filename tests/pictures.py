@@ -163,7 +163,7 @@ class Page(Chromium):
     argv = ['--load', SHIPPED[14]]
 
     def runTest(self):
-        """Draw a seven, ask for an eight, in either theme."""
+        """Draw a seven, ask for a six, in either theme."""
         for theme in THEMES:
             features = [{'name': 'prefers-color-scheme', 'value': theme},
                         {'name': 'prefers-reduced-motion', 'value': 'reduce'}]
@@ -172,8 +172,8 @@ class Page(Chromium):
                 'width': 1280, 'height': 780, 'deviceScaleFactor': 1, 'mobile': False})
             self.driver.get(self.address)
             self.seven()
-            until(lambda: self.driver.find_elements('css selector', '#draw-eight'))
-            self.find('draw-eight').click()
+            until(lambda: self.driver.find_elements('css selector', '#draw-six'))
+            self.find('draw-six').click()
             until(lambda: self.text('drawn-reading'))
             self.driver.execute_script('document.activeElement.blur()')
             self.driver.save_screenshot(str(FOLDER / f'page-{theme}.png'))
