@@ -769,12 +769,12 @@ class Browser(Chromium):
         self.assertEqual(self.text('status'), '')
 
     def stills(self):
-        """-> how much ink is on each of the small canvases: 'full', 'partly' or 'none'"""
+        """-> how much ink is on each of the small canvases: 'grey' (evenly half), 'partly', 'none'"""
         return self.driver.execute_script('''
             return [...document.querySelectorAll('.stills canvas')].map(c => {
               const {data} = c.getContext('2d').getImageData(0, 0, c.width, c.height);
               const ink = data.filter((v, i) => i % 4 === 3);
-              return ink.every(v => v === 255) ? 'full' : ink.some(v => v > 0) ? 'partly' : 'none';
+              return ink.every(v => v === 128) ? 'grey' : ink.some(v => v > 0) ? 'partly' : 'none';
             })''')
 
     def frames(self):
@@ -799,7 +799,7 @@ class Browser(Chromium):
         self.assertGreater(len(set(numbers)), 2)
         self.assertIn('seven', self.text('asked'))
         self.assertTrue(self.inked('drawn'))
-        self.assertEqual(self.stills()[0], 'full')  # it begins with grey, not with what one drew
+        self.assertEqual(self.stills()[0], 'grey')  # it begins with grey, not with what one drew
         if self.argv != QUICK:
             self.assertIn('seven', self.text('drawn-reading'))
         self.motion('reduce')  # from now on, only the last frame
