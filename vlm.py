@@ -425,10 +425,11 @@ def check(good, complaint):
 def progress(text, milestone=True, stay=False):
     """On standard error: a line that the next one replaces, unless it is to stay.
     If that is no terminal: only milestones, and what is to stay."""
-    if sys.stderr.isatty():
-        print(f'{text:79.79}', end='\n' if stay else '\r', file=sys.stderr, flush=True)
-    elif milestone or stay:
-        print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it: no reason to stop
+        if sys.stderr.isatty():
+            print(f'{text:79.79}', end='\n' if stay else '\r', file=sys.stderr, flush=True)
+        elif milestone or stay:
+            print(text, file=sys.stderr, flush=True)
 
 # ---- Questions -----------------------------------------------------------------------------------
 # What the mouth says depends on the image and on the question: a token in the place of BOS, which
@@ -529,7 +530,7 @@ save            common    null      null  write the weights to this file, as JSO
 load            common    null      null  speak with these; with steps, stage, lr or batch: learn on
 draw            common    null      null  draw answers, such as seven,three, or all
 page            common    null      null  then serve a page to play with, at this port
-questions       common    null      null  such as name,parity; else all that were learned
+questions       common    null      null  such as name,parity; else name, or all that a file knows
 stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
 lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
 batch           learning  32        1     images in a minibatch
@@ -577,8 +578,8 @@ def mistakes(settings):
     known = s.learned if s.load else [*ANSWERS]  # in load(), s.load is None: all may be
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
-        'size must be 8 or 14, patches divide it':
-            s.size in (8, 14) and s.size % s.patches == 0,
+        'size must be 8 or 14': s.size in (8, 14),
+        'patches must divide size': s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
             s.tokens and all(type(degree) is int and 1 <= degree <= 4 for degree in s.tokens)
@@ -1070,10 +1071,18 @@ class Page(BaseHTTPRequestHandler):
                 self.send(200, task(weights, settings, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
-        except (SystemExit, ValueError, RecursionError) as refusal:  # of check(), json
+        # Of check(), json, or `timeout`:
+        except (SystemExit, ValueError, RecursionError, OSError) as refusal:
             self.send_error(400, str(refusal).replace('vlm.py: ', ''))
 
     do_GET = do_POST
+
+    def parse_request(self):
+        """-> whether this is a request; strange headers, on which Python's parser fails, are none"""
+        with suppress(Exception):
+            return super().parse_request()
+        self.send_error(400)
+        return False
 
     def check_sender(self):
         """Refuse other machines and sites."""
@@ -1132,7 +1141,7 @@ def open_server(port):
     for number in ports:
         with suppress(OSError):  # it is taken
             return Server(('127.0.0.1', number), Page)
-    check(False, f'port {ports[-1]} is not free')
+    check(False, f'port {ports[-1]} is not free, or not allowed')
 
 def serve(server, weights, settings):
     """Answer requests until Ctrl-C."""
@@ -1164,7 +1173,8 @@ def parse(argv):
               for group in dict.fromkeys(group for _, group, *_ in ROWS)}
     for name, group, default, _, meaning in ROWS:
         kind = str if default == 'null' else type(json.loads(default.split('/')[0]))
-        text = meaning if default == 'null' else f'{meaning} (default: {default})'
+        shown = default.strip('"[]')  # as one types it
+        text = meaning if default == 'null' else f'{meaning} (default: {shown})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
                                    **{'type': kind, **SPECIAL.get(name, {})})
     given = vars(parser.parse_args(argv))  # only what was typed, thanks to SUPPRESS
@@ -1275,7 +1285,6 @@ def main(argv=None):
         exhibit(weights, settings)
     if server:
         serve(server, weights, settings)
-    sys.stdout.flush()  # now, when we can still say what goes wrong
 
 if __name__ == '__main__':
     # None: there is no output, as in pythonw.exe.
@@ -1283,10 +1292,15 @@ if __name__ == '__main__':
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # now, when we can still say what goes wrong
+    # os._exit() ends at once: sys.exit() would flush again, and fail; or Ctrl-C could come again.
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells have it: 128 + SIGINT
+        os._exit(130)  # as shells have it: 128 + SIGINT
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
-        os._exit(1)  # sys.exit() would flush, and fail, once more
+        os._exit(1)
     except (OSError, MemoryError) as error:
-        sys.exit(f'vlm.py: {str(error) or "out of memory"}')
+        print(f'vlm.py: {str(error) or "out of memory"}', file=sys.stderr, flush=True)
+        os._exit(1)

@@ -431,6 +431,17 @@ class Stages(Runs):
 
 class Interruptions(Runs):
     """Ctrl-C, and readers that have seen enough."""
+    @unittest.skipUnless(os.path.exists('/dev/full'), 'needs /dev/full')
+    def test_full(self):
+        """Output to a full disk ends with one line and status 1."""
+        # (If it is not buffered, argparse says nothing of help that cannot be printed.)
+        for argv, unbuffered in ((), ''), ((), '1'), (('--help',), ''):
+            with self.subTest(argv, unbuffered=unbuffered), open('/dev/full', 'w') as full:
+                process = self.popen(*argv, stdout=full, env={'PYTHONUNBUFFERED': unbuffered})
+                self.assertRegex(process.communicate(timeout=120)[1],
+                                 rb'^(step .*\n)?vlm.py: .*No space left.*\n\Z')
+                self.assertEqual(process.returncode, 1)
+
     def test_interrupt(self):
         """Ctrl-C ends training, not the program; another one ends everything at once."""
         def learn(*_):
@@ -488,6 +499,11 @@ class Interruptions(Runs):
         process = self.popen(stderr=subprocess.STDOUT)
         process.stdout.close()
         self.assertIn(process.wait(120), (0, 1))
+        # Nobody reads what it says while it learns: all the same, it saves.
+        process = self.popen('--steps', 110, '--save', self.folder / 'saved')
+        process.stderr.close()
+        self.assertIn(b'test accuracy', process.stdout.read())
+        self.assertIn('numbers', json.loads((self.folder / 'saved').read_bytes()))
         for stream in 'stdout', 'stderr':
             with self.subTest('no ' + stream):
                 process = self.popen(preexec_fn=lambda: os.close(1 if stream == 'stdout' else 2))

@@ -19,7 +19,8 @@ def run(*argv, encoding='utf-8', tty=False):
     err.isatty = lambda: tty
     status = 0
     with mock.patch.object(sys, 'argv', ['vlm.py', *map(str, argv)]), \
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), \
+            mock.patch('os._exit', sys.exit):  # or these tests would end, too
         try:
             exec(LAST_LINES, vars(vlm))
         except SystemExit as end:
