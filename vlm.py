@@ -1078,7 +1078,7 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def parse_request(self):
-        """-> whether this is a request; strange headers, on which Python's parser fails, are none"""
+        """-> whether this is a request; headers on which Python's parser fails make it none"""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
