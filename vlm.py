@@ -153,8 +153,8 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # p_i = e_i / T, with e: exps, T: total. ' is the derivative by score_j: T' = scale e_j, e_i' =
-    # scale e_i (i == j), True as 1: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j).
+    # p_i = e_i / T (exps, total). ' means: by score_j. T' = scale e_j; e_i' = scale e_i if i == j,
+    # else 0. So p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), with True as 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
@@ -196,8 +196,8 @@ def code(settings, tokens):
 # row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. With B for v, tables for
-# u and w: A = sum_j f_j l_j r_j^T would be B, for 64 x 64 such tables. With 16, it is to be near:
+# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. Likewise, A = sum_j f_j
+# l_j r_j^T would be B, had we 4096 such tables l_j r_j^T. We have 16, so A is only to be near B:
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -235,7 +235,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens make only these: they say nothing. Tensor-product attention asks for two things at
+# vision tokens stop there: they predict nothing. Tensor-product attention asks for two things at
 # once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
 # saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
@@ -245,7 +245,7 @@ def rebuilding_loss(weights, settings, vision, x):
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
-    # that (2 of 8 numbers: by 8), else one share is nearly 1, and derivatives are nearly 0.
+    # that (two of 8 numbers: sqrt(8)^2 = 8), else one share is nearly 1, derivatives nearly 0.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, parts in enumerate(query):
         scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
@@ -301,14 +301,14 @@ def shapes(settings):
     out['mouth.embedding'] = out['mouth.logits'] = (letters, width)
     for layer in range(settings.layers):
         out.update({f'mouth{layer}.{p}': (width, width) for p in 'query key value output'.split()})
-        out[f'mouth{layer}.up'] = (settings.mlp * width, width)
+        out[f'mouth{layer}.up'] = (settings.mlp * width, width)  # mlp, layers: 1 by default
         out[f'mouth{layer}.down'] = (width, settings.mlp * width)
     return out
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # What makes logits, or is added to h, begins at 0: better nothing than noise. It learns, as the
-    # derivative of w.x by w is x. That by x is w: an error passes only when w is no longer 0.
+    # derivative of w.x by w is x. But by x it is w: so errors pass on only once w is not 0.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far, only gram() computed. Its tape is laid aside, or backward() would empty it: so G
-    # collects grads like a leaf. In the end, they go on to the weights.
+    # So far, the tape holds only G. Laid aside, it survives each backward(): so G collects grads
+    # like a leaf, from all examples. In the end, they go on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -376,23 +376,23 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): the rate if its g are alike, else less. Means begin at 0: if
-# every g is 1, they are .15, .28, ...; divided by 1 - BETA^step, they are 1. Decay: all shrink.
+# every g is 1, they are .15, .28, ...; divided by 1 - BETA^step, 1. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
     """By endless examples, change numbers (or those at places); yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
-    for step in range(1, settings.steps + 1):
+    for step in range(1, settings.steps + 1):  # 380
         batch = list(islice(examples, settings.batch))
         loss, grad = gradient_of(settings, loss_of, numbers, batch)
-        rate = settings.lr * (1 - (step - 1) / settings.steps)  # falls towards zero
+        rate = settings.lr * (1 - (step - 1) / settings.steps)  # from 0.014 towards 0
         full1, full2 = 1 - BETA1 ** step, 1 - BETA2 ** step
         for i in (range(len(numbers)) if places is None else places):
             means[i] = mean = BETA1 * means[i] + new1 * grad[i]
             squares[i] = square = BETA2 * squares[i] + new2 * grad[i] * grad[i]
             move = mean / full1 / (math.sqrt(square / full2) + 1e-8)
-            numbers[i] -= rate * (move + settings.decay * numbers[i])
+            numbers[i] -= rate * (move + settings.decay * numbers[i])  # decay: 0.2
         yield loss
 
 # ---- Speaking (inference): say a letter, read it, go on until EOS --------------------------------
@@ -559,7 +559,7 @@ def complete(given):
     settings = argparse.Namespace(**{**defaults, 'learned': None, **given})
     if settings.learned is None:    # new weights: they will know what is asked
         settings.learned = settings.questions or ['name']
-    if settings.questions is None:  # a file, and nothing else is said: all that its weights know
+    if settings.questions is None:  # not said: all that the weights know
         settings.questions = settings.learned
     # If one of them is no question, mistakes() says so, later.
     known = [q for q in settings.learned if q in ANSWERS]
@@ -575,7 +575,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    known = s.learned if s.load else [*ANSWERS]  # in load(), s.load is None: all may be
+    known = s.learned if s.load else [*ANSWERS]  # new weights, or called by load(): any
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -620,7 +620,7 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # While they start, Ctrl-C does nothing; they inherit that.
+    # While they start, Ctrl-C does nothing; where they do not inherit that, follow() says so.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -668,8 +668,8 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    # A new process has copies of both ends of a pipe. recv() fails, instead of waiting for ever,
-    # only once all copies of the other end are closed. So each closes the end of the other.
+    # A new process has copies of both ends of a pipe. recv() from a dead process waits for ever
+    # while any copy of its end is open. So each closes the end that it does not use.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -692,7 +692,7 @@ def shrink(line, size, start=0.0, length=None):
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def pixel_order(settings):
-    """-> order: number i of x, patch after patch, is pixel order[i], row after row"""
+    """-> order: x[i] (patch after patch) is pixel order[i] of the rows; of one patch, pixel i"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -739,7 +739,7 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier.
-            # Two in a row share a question: else, of two, one would always be short.
+            # Pairs share a question: with two questions, one would else always be cut.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -809,8 +809,8 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header, 4 bytes each: 0x800 (bytes) + 1 (a list) + dimensions of an item; number of
-    # items; shape of an item. The items follow. (split() cuts bytes, too.)
+    # Its header, 4 bytes each: 0x803 for images (0x800 + 3 dimensions), 0x801 for labels; number
+    # of items; shape of an item. The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -915,8 +915,8 @@ DRAWING = threading.Lock()  # for all threads there is one tape (floats need non
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights are Values, too, as they come first in dot(), which knows no floats before Values.
-    # Their grad is not used.
+    # Weights, too, must be Values: dot() takes floats only second, and weights come first. Their
+    # grad is not used.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -989,11 +989,11 @@ def kept(weights, settings, x):
     # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
     # symmetric part. Were it x x^T, then S v = (x.v) x, for any v: the image, at once.
     #
-    # It is only near. So S is applied again and again (power iteration). v is a sum of parts in
-    # directions that S only stretches, each by a factor (its eigenvectors). The part with the
-    # largest factor outgrows the others. But so could one with a factor -a, if a is larger. So
-    # a v is added to S v: now each factor is larger by a, and -a + a is 0. The size of S v, which
-    # comes near a, will do for it.
+    # It is only near. So S is applied again and again (power iteration; skip the reason, if you do
+    # not know eigenvectors). v is a sum of parts in directions, the eigenvectors, that S only
+    # stretches, each by a factor. The part with the largest factor outgrows the others. But so
+    # could one with a factor -a, if a is larger. So a v is added to S v: now each factor is larger
+    # by a, and -a + a is 0. The size of S v, which comes near a, will do for it.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -1051,7 +1051,7 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # if none is named; 0.9 would answer without status
+    default_request_version = 'HTTP/1.0'  # if none is named (HTTP 0.9 has no status line)
 
     def do_POST(self):
         """Answer with what a task makes of the request (http.server sets its parts)."""
@@ -1071,14 +1071,14 @@ class Page(BaseHTTPRequestHandler):
                 self.send(200, task(weights, settings, question, body))
             else:
                 self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
-        # Of check(), json, or `timeout`:
-        except (SystemExit, ValueError, RecursionError, OSError) as refusal:
+        # SystemExit: of check(); OSError: nothing came for `timeout` seconds; the others: of json
+        except (SystemExit, OSError, ValueError, RecursionError) as refusal:
             self.send_error(400, str(refusal).replace('vlm.py: ', ''))
 
     do_GET = do_POST
 
     def parse_request(self):
-        """-> whether this is a request; headers on which Python's parser fails make it none"""
+        """-> whether this is a request; if Python's parser of headers fails, it is refused"""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1087,6 +1087,7 @@ class Page(BaseHTTPRequestHandler):
     def check_sender(self):
         """Refuse other machines and sites."""
         # A page of any site can make the browser send requests here: then Origin is that site.
+        # (None: no page sends it.)
         # Or a site's name is made to lead to this machine (DNS rebinding): then Host is that name.
         port = self.server.server_port
         # Browsers leave out :80.
@@ -1118,9 +1119,9 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # If a connection is closed with input unread, TCP may drop the answer. So say that
-            # this is all; then read on, until the client closes, or `timeout`.
-            self.connection.shutdown(socket.SHUT_WR)
+            # If a connection is closed with input unread, TCP may drop the answer. So read on,
+            # until the client closes, or `timeout`.
+            self.connection.shutdown(socket.SHUT_WR)  # no more from us
             while self.connection.recv(65536):
                 pass
 
@@ -1254,8 +1255,9 @@ def show_answers(settings, digits, images, answers):
 def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
     # If each is right with the probability p, then count p are, more or less: in 95 % of cases
-    # by at most 1.96 sqrt(count p (1 - p)). At the ends of the interval, `right` is so far away:
-    # (right - count p)^2 = 1.96^2 count p (1 - p), a quadratic equation for p (Wilson 1927).
+    # by at most 1.96 standard deviations, sqrt(count p (1 - p)). At the ends of the interval,
+    # `right` is so far away: (right - count p)^2 = 1.96^2 count p (1 - p), a quadratic
+    # equation for p (Wilson 1927).
     square = 1.96 ** 2
     spread = math.sqrt(square * (right * (count - right) / count + square / 4))
     return [100 * (right + square / 2 + d) / (count + square) for d in (-spread, spread)]
