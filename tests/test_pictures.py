@@ -21,6 +21,10 @@ def enlarged(rows, times):
     """An image [n][n] -> a drawing [n * times * n * times] of squares"""
     return [v for row in rows for v in [v for v in row for _ in range(times)] * times]
 
+def name_of_drawing(weights, settings, ink):
+    """What the model says to a drawing"""
+    return asked(weights, settings, vlm.prepare(settings, vlm.centre(ink)))['name']
+
 class Pictures(Case):
     """An image as characters."""
     def test_greys(self):
@@ -250,8 +254,6 @@ class Centre(Case):
     def test_names_stay(self):
         """Real images, enlarged, shifted, thickened and made smaller, keep their names."""
         weights, settings = loaded(SHIPPED[8])
-        def name(pixels):
-            return asked(weights, settings, vlm.prepare(settings, pixels))['name']
         def shifted(rows, dx, dy):
             return [[rows[y - dy][x - dx] if 0 <= y - dy < 28 and 0 <= x - dx < 28 else 0
                      for x in range(28)] for y in range(28)]
@@ -266,10 +268,11 @@ class Centre(Case):
             ] + [[0] * 28 * 9] * (28 * 9 - 96) for v in line],
             'thick': lambda rows: enlarged(thick(rows), 1)}
         images = [pixels for pixels, _ in vlm.read_digits(MNIST, 't10k', 28)[:200]]
-        names = [name(pixels) for pixels in images]
+        names = [asked(weights, settings, vlm.prepare(settings, pixels))['name'] for pixels in images]
         for what, change in changes.items():
-            with self.subTest(what):
-                again = [name(vlm.centre(change(vlm.split(list(pixels), 28)))) for pixels in images]
+            with self.subTest(what), vlm.processes(2) as share_out:
+                again = share_out(functools.partial(name_of_drawing, weights, settings),
+                                  [bytes(change(vlm.split(pixels, 28))) for pixels in images])
                 self.assertGreaterEqual(sum(map(str.__eq__, names, again)), 0.97 * len(names))
 
 class Home(Case):
