@@ -575,7 +575,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    known = s.learned if s.load else [*ANSWERS]  # new weights, or called by load(): any
+    known = s.learned if s.load else [*ANSWERS]  # without a file: any question
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -601,7 +601,7 @@ def mistakes(settings):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled; of a function only its name: so it must be a module's.)
+# too. (All is sent as bytes, pickled; of a function only its name: so no inner function.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, and
 # their gradients are added in order: any number of processes learns the same weights, to the
@@ -629,7 +629,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: a helper that starts them has died
+    except (OSError, EOFError) as error:  # EOFError: Python's own starter of processes died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -692,7 +692,7 @@ def shrink(line, size, start=0.0, length=None):
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def pixel_order(settings):
-    """-> order: x[i] (patch after patch) is pixel order[i] of the rows; of one patch, pixel i"""
+    """-> order: x[i] is pixel order[i], counted row by row (one patch: order[i] is i)"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -739,7 +739,7 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier.
-            # Pairs share a question: with two questions, one would else always be cut.
+            # Pairs share a question: else, of two questions, one would always be cut.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -1051,7 +1051,7 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # if none is named (HTTP 0.9 has no status line)
+    default_request_version = 'HTTP/1.0'  # else errors in line 1 would come without status
 
     def do_POST(self):
         """Answer with what a task makes of the request (http.server sets its parts)."""
@@ -1087,7 +1087,7 @@ class Page(BaseHTTPRequestHandler):
     def check_sender(self):
         """Refuse other machines and sites."""
         # A page of any site can make the browser send requests here: then Origin is that site.
-        # (None: no page sends it.)
+        # (None: it comes from no page.)
         # Or a site's name is made to lead to this machine (DNS rebinding): then Host is that name.
         port = self.server.server_port
         # Browsers leave out :80.
