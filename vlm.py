@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1."""
+    """Go on if all is good, else end with one line and status 1. (The page catches that.)"""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -1066,14 +1066,14 @@ class Page(BaseHTTPRequestHandler):
                   'Content-Length must be below 10 million')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
-            if task:
-                check(question in settings.questions, f'no question is named {question}')
-                self.send(200, task(weights, settings, question, body))
-            else:
-                self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
+            if not task:
+                return self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
+            check(question in settings.questions, f'no question is named {question}')
+            content = task(weights, settings, question, body)
         # SystemExit: of check(); OSError: nothing came for `timeout` seconds; the others: of json
         except (SystemExit, OSError, ValueError, RecursionError) as refusal:
-            self.send_error(400, str(refusal).replace('vlm.py: ', ''))
+            return self.send_error(400, str(refusal).replace('vlm.py: ', ''))
+        self.send(200, content)
 
     do_GET = do_POST
 
@@ -1086,9 +1086,8 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        # A page of any site can make the browser send requests here: then Origin is that site.
-        # (None: it comes from no page.)
-        # Or a site's name is made to lead to this machine (DNS rebinding): then Host is that name.
+        # Any page can make the browser send requests here: then Origin is the site of it (None:
+        # no page). Or a site's name is made to lead here (DNS rebinding): then Host is that name.
         port = self.server.server_port
         # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
