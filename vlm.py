@@ -561,9 +561,9 @@ def complete(given):
         settings.learned = settings.questions or ['name']
     if settings.questions is None:  # not said: all that the weights know
         settings.questions = settings.learned
-    # If one of them is no question, mistakes() says so, later.
-    known = [q for q in settings.learned if q in ANSWERS]
-    texts = [EOS, *chain(*[[PROMPTS[q], *ANSWERS[q]] for q in known])]
+    texts = [EOS]
+    for question in settings.learned:  # mistakes() will refuse one that is in no row
+        texts += [PROMPTS.get(question, ''), *ANSWERS.get(question, [])]
     settings.vocabulary = sorted(set(''.join(texts)))
     settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
     return settings
@@ -773,18 +773,18 @@ def load(path):
     # What is not here is looked for beside vlm.py: data/weights-8.json, say.
     here, beside = Path(path), data_folder().parent / path
     content = (beside if beside.exists() and not here.exists() else here).read_bytes()
+    good = False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
-        if (saved.keys() == {*SHAPING} and type(saved['learned']) is list
+        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)
                 and settings.layers < len(numbers)  # or shapes() could take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
-                and {int, float} >= set(map(type, numbers))
-                and all(map(math.isfinite, numbers))):
-            return saved, list(map(float, numbers))
-    check(False, f'{path} is damaged, or not a weights file of vlm.py')
+                and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
+    check(good, f'{path} is damaged, or not a weights file of vlm.py')
+    return saved, list(map(float, numbers))
 
 # ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
 
