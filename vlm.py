@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1. (The page catches that.)"""
+    """Go on if all is good, else end with one line and status 1 (the page: with an error 400)."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -432,8 +432,9 @@ def progress(text, milestone=True, stay=False):
             print(text, file=sys.stderr, flush=True)
 
 # ---- Questions -----------------------------------------------------------------------------------
-# What the mouth says depends on the image and on the question: a token in the place of BOS, which
-# asks for the name. To add a question, add a row: its token (a prompt), its answers for 0 to 9.
+# What the mouth says depends on the image and on the question: a token in the place of BOS. (BOS
+# itself asks for the name.) To add a question, add a row: its token (a prompt), its answers for 0
+# to 9.
 
 QUESTIONS = """
 name    <  zero one two three four five six seven eight nine
@@ -461,7 +462,7 @@ def sampler(settings, x, question):
             total += probs[index]
             if total >= settings.top_p:
                 break
-        if not total > 0:  # NaN, from huge weights: choices() refuses it
+        if math.isnan(total):  # from huge weights: choices() refuses it
             return likely[0]
         return rng.choices(likely, [probs[index] for index in likely])[0]
     return choose
@@ -475,14 +476,14 @@ def answer(weights, settings, x):
         say = partial(speak, weights, settings, cache, PROMPTS[question])
         spoken = say(choose=sampler(settings, x, question)) if settings.temperature else say()
         for letter, p in spoken:
-            # speak() is a generator: here it pauses. Now a layer's last shares are those of the
-            # token that predicted this letter: one for each token so far, vision tokens first.
+            # speak() is a generator: here it pauses. Now the last of a layer's shares are those of
+            # the token that predicted this letter, [heads][so far], vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
             letters.append({'letter': letter, 'probability': p, 'look': looked})
-        probability = math.prod(letter['probability'] for letter in letters)  # EOS counts, too
-        letters = [letter for letter in letters if letter['letter'] != EOS]
-        name = ''.join(letter['letter'] for letter in letters)
+        probability = math.prod(entry['probability'] for entry in letters)  # EOS counts, too
+        letters = [entry for entry in letters if entry['letter'] != EOS]
+        name = ''.join(entry['letter'] for entry in letters)
         said[question] = {'name': name, 'probability': probability, 'letters': letters}
     return said, rebuilding_loss(weights, settings, vision, x)
 
@@ -499,14 +500,15 @@ def eye_loss(weights, settings, x, text):
 
 def mouth_loss(weights, settings, x, text):
     """an example -> how badly the mouth spells it, without seeing it"""
-    return naming_loss(weights, settings, [], text)
+    return naming_loss(weights, settings, [], text)  # no vision tokens
 
 STAGES = {  # the loss, and the prefix of the matrices that change ('': all)
     'joint': (joint_loss, ''), 'eye': (eye_loss, 'eye'), 'mouth': (mouth_loss, 'mouth'),
     'frozen-eye': (joint_loss, 'mouth'), 'frozen-mouth': (joint_loss, 'eye')}
 
 def stage_loss(weights, settings, pixels, text):
-    """raw pixels, as examples() yields them, and a text -> their loss in this stage"""
+    """raw pixels and a text, as examples() yields them -> their loss in this stage"""
+    # They are prepared here, and not by examples(), so that processes share this work.
     loss, _ = STAGES[settings.stage]
     return loss(weights, settings, prepare(settings, pixels), text)
 
@@ -517,8 +519,8 @@ def learning_places(settings):
 
 # ---- Settings ------------------------------------------------------------------------------------
 
-# A row: name, group, default (or two: for size 8, for 14), least, meaning.
-# The default tells the type. null: a text, unless SPECIAL (see The command line) says more.
+# A row: name, group, default (or two: for size 8, for 14), least (null: there is none), meaning.
+# The default tells the type; if it is null, a text, unless SPECIAL, below, says more.
 OPTIONS = """
 size            common    8/14      1     pixels on a side, 8 or 14
 steps           common    380/1150  0     training steps, one minibatch each
@@ -549,7 +551,17 @@ temperature     speaking  0.0       0.0   above 0: a random letter, not the like
 top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
 """
 ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
-# Saved with the weights. learned: questions that they know; settings.questions: that we ask.
+
+def degrees(text):
+    """'3,2,3' -> [2, 3, 3]"""
+    return sorted(map(int, text.split(',')))
+
+SPECIAL = {  # what argparse needs to know of some options (page: a port, or True for --page alone)
+    'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
+    'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
+
+# Saved with the weights. learned: the questions that they know; settings.questions: those that we
+# ask. For new weights both are the same; with --load FILE --questions parity, we ask one of many.
 SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
 
 def complete(given):
@@ -575,7 +587,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    known = s.learned if s.load else [*ANSWERS]  # without a file: any question
+    askable = s.learned if s.load else [*ANSWERS]  # without a file: any question
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -587,12 +599,11 @@ def mistakes(settings):
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or codes > 0 and codes % 2 == 0,
         'distort must be at most 3': s.distort <= 3,
-        f'questions must be of {", ".join(known)}, each once':
-            asked and {*asked} <= {*known} and len({*asked}) == len(asked),
+        f'questions must be of {", ".join(askable)}, each once':
+            asked and {*asked} <= {*askable} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),  # see Drawing
-        'page must be a port below 65536':  # True: --page alone
-            s.page in (None, True) or 0 <= s.page < 65536,
+        'page must be a port below 65536': s.page in (None, True) or 0 <= s.page < 65536,
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or codes and s.reconstruction}
@@ -601,11 +612,12 @@ def mistakes(settings):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled; of a function only its name: so no inner function.)
+# too. (All is sent as bytes, pickled; of a function only its name: so no inner function, but a
+# partial will do.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, and
 # their gradients are added in order: any number of processes learns the same weights, to the
-# last bit. More than two processes, then, speed up only the report.
+# last bit. More than two processes, then, speed up only the test at the end.
 
 PORTIONS = 2
 
@@ -617,10 +629,12 @@ def shared_gradient(share_out, settings, loss_of, numbers, batch):
 
 @contextmanager
 def processes(number):
-    """-> a function like map() that shares its work with number - 1 other processes"""
+    """-> a function like map() that shares its work with number - 1 other processes; meanwhile,
+    none of them searches for garbage"""
     pause_gc()
     others = []
-    # While they start, Ctrl-C does nothing; where they do not inherit that, follow() says so.
+    # Ctrl-C is for this process alone. Others that are copies of it (fork) must ignore it from
+    # the start, so we do, until they have started; those that begin afresh (spawn), in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -655,7 +669,7 @@ def shared_map(pipes, function, items):
         with suppress(OSError):  # it has ended: noticed below
             pipe.send((function, items[rank::stride]))  # 1 of 3: items 1, 4, 7 ...
     results[::stride] = map(function, items[::stride])
-    for rank, pipe in enumerate(list(pipes), 1):
+    for rank, pipe in enumerate(list(pipes), 1):  # a copy, as pipes may lose some
         try:
             results[rank::stride] = pipe.recv()
         except (EOFError, OSError):
@@ -667,9 +681,10 @@ def shared_map(pipes, function, items):
 def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process
-    # A new process has copies of both ends of a pipe. recv() from a dead process waits for ever
-    # while any copy of its end is open. So each closes the end that it does not use.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A new process has copies of both ends of its pipe. recv() from a dead process waits for ever
+    # while any copy of its end is open. So each closes the end that it does not use. (Copies of
+    # earlier pipes' first ends, too, are closed when a process ends: the last one first.)
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -727,8 +742,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end (stage_loss() prepares the pixels: so
-    processes share that work)"""
+    """[(pixels, digit)] -> (pixels, text) without end"""
     rng, digits = random.Random(settings.seed), list(digits)
     for epoch in count():
         rng.shuffle(digits)
@@ -779,7 +793,7 @@ def load(path):
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)
+                and not mistakes(settings)  # it asks all that is learned, so that is checked, too
                 and settings.layers < len(numbers)  # or shapes() could take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
@@ -802,7 +816,7 @@ def find(folder, name):
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay, to be refused by the reader"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay as they are: others refuse them"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
@@ -823,7 +837,7 @@ def read_idx(folder, name, *shape):
 def read_digits(folder, kind, side):
     """-> the digits of a folder: [(pixels, digit)]"""
     images = read_idx(folder, f'{kind}-images-idx3-ubyte', side, side)
-    labels = list(map(ord, read_idx(folder, f'{kind}-labels-idx1-ubyte')))
+    labels = list(map(ord, read_idx(folder, f'{kind}-labels-idx1-ubyte')))  # a byte each
     check(len(labels) == len(images) and max(labels) < 10,
           f'{folder} has {kind} labels that do not fit its images')
     return list(zip(images, labels))
@@ -862,12 +876,12 @@ def load_digits(folder, size):
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
         progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
-    # The last twelfth is held out, for tests/study.py.
+    # The last twelfth is held out: settings are chosen on it (validation), by other programs.
     return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
 def greys(settings, x, top):
-    """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
+    """image x -> its pixels [size * size], row after row, with three digits; top becomes 1.0"""
     in_rows = [v for _, v in sorted(zip(pixel_order(settings), x))]  # sorted by place
     return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in in_rows]
 
@@ -911,12 +925,12 @@ def show(settings, images, captions):
 # model reads 17; of those drawn without that loss, 10.
 
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # for all threads there is one tape (floats need none)
+DRAWING = threading.Lock()  # the page's threads share one tape (reading, with floats, needs none)
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: dot() takes floats only second, and weights come first. Their
-    # grad is not used.
+    # Weights, too, must be Values: linear() calls dot(row of weights, a), and of Values and floats
+    # dot() wants the Values first. Their grad is not used.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -962,15 +976,17 @@ def centre(ink):
     check(type(ink) in (bytes, list) and len(ink) in [n * n for n in range(8, 561)]
           and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
           'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
-    least = max(ink) / 5  # fainter is no ink
-    rows = crop(split(ink, math.isqrt(len(ink))), least)
-    columns = crop(list(zip(*rows)), least)
-    side = max(len(rows), len(columns))  # what is narrow stays so: it is filled up to a square
-    columns = [shrink([*column, *[0.0] * (side - len(column))], 20) for column in columns]
-    rows = [shrink([*row, *[0.0] * (side - len(row))], 20) for row in zip(*columns)]
-    columns = list(zip(*to_middle(rows)))    # [20][28]
-    rows = list(zip(*to_middle(columns)))    # [28][28]
-    return list(chain(*rows))
+    least, lines = max(ink) / 5, split(ink, math.isqrt(len(ink)))  # fainter than least: no ink
+    # Each step is done to the rows, then to the columns: zip(*rows) is the columns, and back.
+    for _ in range(2):
+        lines = list(zip(*crop(lines, least)))
+    side = max(len(lines), len(lines[0]))
+    for _ in range(2):  # what is narrow stays so: it is filled up to a square
+        filled = [[*line, *[0.0] * (side - len(line))] for line in lines]
+        lines = list(zip(*[shrink(line, 20) for line in filled]))
+    for _ in range(2):
+        lines = list(zip(*to_middle(lines)))
+    return list(chain(*lines))
 
 def crop(lines, least):
     """some lines -> those from the first to the last that have ink"""
@@ -981,35 +997,35 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    # ([empty] * -2 is []: lines that would move out of the picture stay.)
+    # They move down at most: [empty] * -2 is []. What would leave below is cut off.
     return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # It rebuilds a table near x x^T, of which S = sum_j f_j (l_j r_j^T + r_j l_j^T) / 2 is the
-    # symmetric part. Were it x x^T, then S v = (x.v) x, for any v: the image, at once.
+    # It rebuilds A = sum_j f_j l_j r_j^T, a table near x x^T. We look for the image v whose table
+    # v v^T is nearest to A. (If you do not know eigenvectors, skip the reason.) It is the
+    # eigenvector with the largest eigenvalue of S, which is A and A^T, its mirror image, averaged.
     #
-    # It is only near. So S is applied again and again (power iteration; skip the reason, if you do
-    # not know eigenvectors). v is a sum of parts in directions, the eigenvectors, that S only
-    # stretches, each by a factor. The part with the largest factor outgrows the others. But so
-    # could one with a factor -a, if a is larger. So a v is added to S v: now each factor is larger
-    # by a, and -a + a is 0. The size of S v, which comes near a, will do for it.
+    # Multiply any v by S, again and again: its part in that direction outgrows the others (power
+    # iteration). But a negative eigenvalue could be larger in size. None is below -a, where a is
+    # the length of A: a^2 = A.A = sum_ij f_i G_ij f_j. So a v is added to S v: that makes each
+    # eigenvalue larger by a, and none negative.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
+        length = math.sqrt(dot(f, linear(weights['gram'], f)))
         for _ in range(10):
-            # 2 S v (twice as long is as good) = sum_j f_j (r_j.v) l_j + sum_j f_j (l_j.v) r_j
-            of_left = list(map(mul, f, linear(right, v)))
-            of_right = list(map(mul, f, linear(left, v)))
-            # zip() transposes: the sums are products of columns.
-            stretched = add(linear(zip(*left), of_left), linear(zip(*right), of_right))
-            size = math.sqrt(dot(stretched, stretched) / len(v))  # that of v is 1
-            v = rmsnorm([a + size * b for a, b in zip(stretched, v)])
-        # v.(S v) would be (x.v)^2. So its root is how much of v is in x (times a number that all
-        # patches share: greys() divides it away). The sign is free: that of the patch.
-        strength = math.copysign(max(dot(stretched, v), 0.0) ** 0.5, dot(patch, v))
-        out += [strength * a for a in v]
+            # A v = sum_j f_j (r_j.v) l_j, A^T v = sum_j f_j (l_j.v) r_j. The columns of left, by
+            # zip(), have number i of each l_j.
+            of_a = linear(zip(*left), list(map(mul, f, linear(right, v))))
+            of_mirror = linear(zip(*right), list(map(mul, f, linear(left, v))))
+            of_s = [(a + b) / 2 for a, b in zip(of_a, of_mirror)]
+            v = rmsnorm([a + length * b for a, b in zip(of_s, v)])
+        # Now S v is v times the eigenvalue, whose root is the size of the image, beside those of
+        # other patches. v and -v have the same table: the sign is that of the patch.
+        size = math.copysign(max(dot(of_s, v), 0.0) ** 0.5, dot(patch, v))
+        out += [size * a for a in v]
     return out
 
 # What can be asked for, in TASKS, below:
@@ -1051,7 +1067,8 @@ TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    default_request_version = 'HTTP/1.0'  # else errors in line 1 would come without status
+    # A first line without version would else be HTTP/0.9, whose answers have no status.
+    default_request_version = 'HTTP/1.0'
 
     def do_POST(self):
         """Answer with what a task makes of the request (http.server sets its parts)."""
@@ -1061,6 +1078,7 @@ class Page(BaseHTTPRequestHandler):
         task = TASKS.get(f'{self.command} {path}')
         try:
             self.check_sender()
+            # The body is read first, whatever is asked for: see handle().
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8,
                   'Content-Length must be below 10 million')
@@ -1078,7 +1096,8 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def parse_request(self):
-        """-> whether this is a request; if Python's parser of headers fails, it is refused"""
+        """-> whether this is a request. It is none if Python's parser of headers fails, as it does
+        by some `Content-Type: multipart/mixed; ...`."""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1086,12 +1105,12 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        # Any page can make the browser send requests here: then Origin is the site of it (None:
-        # no page). Or a site's name is made to lead here (DNS rebinding): then Host is that name.
         port = self.server.server_port
         # Browsers leave out :80.
         hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
+        # A site's name can be made to lead here (DNS rebinding): then Host is that name.
         check(self.headers.get('Host') in hosts, 'for this machine only')
+        # Any site's page can make the browser send requests here: then Origin is that site.
         check(self.headers.get('Origin') in [None, *[f'http://{host}' for host in hosts]],
               'not for another site')
 
@@ -1118,8 +1137,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # If a connection is closed with input unread, TCP may drop the answer. So read on,
-            # until the client closes, or `timeout`.
+            # If a connection is closed with input unread, as after some refusals, TCP may drop the
+            # answer. So read on, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
             while self.connection.recv(65536):
                 pass
@@ -1155,14 +1174,6 @@ def serve(server, weights, settings):
         server.serve_forever()
 
 # ---- The command line ----------------------------------------------------------------------------
-def degrees(text):
-    """'3,2,3' -> [2, 3, 3]"""
-    return sorted(map(int, text.split(',')))
-
-SPECIAL = {  # what argparse needs to know of some options
-    'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
-    'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
-
 def parse(argv):
     """command line -> settings, numbers to start from (None: random ones)"""
     parser = argparse.ArgumentParser(
@@ -1255,18 +1266,18 @@ def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
     # If each is right with the probability p, then count p are, more or less: in 95 % of cases
     # by at most 1.96 standard deviations, sqrt(count p (1 - p)). At the ends of the interval,
-    # `right` is so far away: (right - count p)^2 = 1.96^2 count p (1 - p), a quadratic
-    # equation for p (Wilson 1927).
-    square = 1.96 ** 2
-    spread = math.sqrt(square * (right * (count - right) / count + square / 4))
-    return [100 * (right + square / 2 + d) / (count + square) for d in (-spread, spread)]
+    # `right` is so far away (Wilson 1927): (right - count p)^2 = s count p (1 - p), s = 1.96^2.
+    # Divided by count: (count + s) p^2 - (2 right + s) p + right^2 / count = 0.
+    s = 1.96 ** 2
+    root = math.sqrt(s * (right * (count - right) / count + s / 4))
+    return [100 * (right + s / 2 + d) / (count + s) for d in (-root, root)]
 
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
     settings, numbers = parse(argv)
     if settings.save is not None:
         write_file(settings.save)  # fail now rather than after the training
-    server = open_server(settings.page) if settings.page is not None else None
+    server = open_server(settings.page) if settings.page is not None else None  # it, too
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])

@@ -136,6 +136,7 @@ class Kept(Case):
         settings = tiny(tokens=[2], width=1)
         # (l.x)(r.x) (l r^T + r l^T) / 2 = 0.4375 diag(1, -2.25)
         weights = {'eye0.0': [[1.0, 1.5, 0, 0]], 'eye0.1': [[1.0, -1.5, 0, 0]]}
+        weights['gram'] = vlm.gram(weights, settings)
         kept = vlm.kept(weights, settings, [1.0, 0.5, 0.0, 0.0])
         self.assertGreater(kept[0], 10 * abs(kept[1]))
 
