@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """Go on if all is good, else end with one line and status 1 (the page: with an error 400)."""
+    """If not good: end with one line and status 1 (the page: with an error 400)."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -431,11 +431,9 @@ def progress(text, milestone=True, stay=False):
         elif milestone or stay:
             print(text, file=sys.stderr, flush=True)
 
-# ---- Questions -----------------------------------------------------------------------------------
-# What the mouth says depends on the image and on the question: a token in the place of BOS. (BOS
-# itself asks for the name.) To add a question, add a row: its token (a prompt), its answers for 0
-# to 9.
-
+# ---- Questions and answers -----------------------------------------------------------------------
+# A question is a token (a prompt) in the place of BOS; BOS itself asks for the name. To add one,
+# add a row: its name, its token, its answers for 0 to 9.
 QUESTIONS = """
 name    <  zero one two three four five six seven eight nine
 next    +  one two three four five six seven eight nine ten
@@ -449,22 +447,18 @@ for row in QUESTIONS.strip().splitlines():
     assert len(prompt) == 1 and prompt not in PROMPTS.values() and len(answers) == 10, row
     PROMPTS[name], ANSWERS[name] = prompt, answers
 
-# ---- Answers -------------------------------------------------------------------------------------
 def sampler(settings, x, question):
     """-> choose() for speak(): it draws at random, but for the same arguments the same"""
     rng = random.Random(repr((settings.seed, x, question)))
     def choose(logits):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
-        likely, total = [], 0.0
-        for index in sorted(range(len(probs)), key=probs.__getitem__, reverse=True):
-            likely.append(index)
-            total += probs[index]
-            if total >= settings.top_p:
-                break
-        if math.isnan(total):  # from huge weights: choices() refuses it
+        likely = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
+        sums = list(accumulate(probs[index] for index in likely))  # of the first, of two ...
+        if math.isnan(sums[0]):  # from huge weights: choices() refuses it
             return likely[0]
-        return rng.choices(likely, [probs[index] for index in likely])[0]
+        enough = 1 + sum(total < settings.top_p for total in sums)
+        return rng.choices(likely[:enough], cum_weights=sums[:enough])[0]
     return choose
 
 def answer(weights, settings, x):
@@ -473,9 +467,8 @@ def answer(weights, settings, x):
     tokens = sum(map(len, vision))
     for question in settings.questions:
         cache, letters = prefill(weights, settings, vision), []
-        say = partial(speak, weights, settings, cache, PROMPTS[question])
-        spoken = say(choose=sampler(settings, x, question)) if settings.temperature else say()
-        for letter, p in spoken:
+        how = {'choose': sampler(settings, x, question)} if settings.temperature else {}
+        for letter, p in speak(weights, settings, cache, PROMPTS[question], **how):
             # speak() is a generator: here it pauses. Now the last of a layer's shares are those of
             # the token that predicted this letter, [heads][so far], vision tokens first.
             heads = [head for _, _, shares in cache for head in shares[-1]]
@@ -508,8 +501,7 @@ STAGES = {  # the loss, and the prefix of the matrices that change ('': all)
 
 def stage_loss(weights, settings, pixels, text):
     """raw pixels and a text, as examples() yields them -> their loss in this stage"""
-    # They are prepared here, and not by examples(), so that processes share this work.
-    loss, _ = STAGES[settings.stage]
+    loss, _ = STAGES[settings.stage]  # prepare() is called here, so that processes share its work
     return loss(weights, settings, prepare(settings, pixels), text)
 
 def learning_places(settings):
@@ -517,57 +509,60 @@ def learning_places(settings):
     names = [name for name, shape in shapes(settings).items() for _ in range(math.prod(shape))]
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
-# ---- Settings ------------------------------------------------------------------------------------
-
-# A row: name, group, default (or two: for size 8, for 14), least (null: there is none), meaning.
-# The default tells the type; if it is null, a text, unless SPECIAL, below, says more.
-OPTIONS = """
-size            common    8/14      1     pixels on a side, 8 or 14
-steps           common    380/1150  0     training steps, one minibatch each
-seed            common    1         0     fixes all that is random
-test            common    10000     1     test images; with draw or page, by default none
-jobs            common    0         0     processes; 0 is one for each processor
-data            common    null      null  folder of MNIST's files; else data/ by vlm.py, or here
-save            common    null      null  write the weights to this file, as JSON
-load            common    null      null  speak with these; with steps, stage, lr or batch: learn on
-draw            common    null      null  draw answers, such as seven,three, or all
-page            common    null      null  then serve a page to play with, at this port
-questions       common    null      null  such as name,parity; else name, or all that a file knows
-stage           learning  "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
-lr              learning  0.014     1e-9  learning rate; it falls linearly to zero
-batch           learning  32        1     images in a minibatch
-decay           learning  0.2       0.0   weight decay: times lr, how much a weight shrinks
-reconstruction  learning  0.5       0.0   factor of the rebuilding loss
-distort         learning  0.0       0.0   data augmentation: up to 3 pixels of shift, slant, stretch
-known           learning  0.85      0.0   a letter of higher probability teaches nothing
-tokens          model     [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
-patches         model     1         1     patches per side of the image; 1 is the whole
-width           model     16        1     numbers in the vector of a token
-layers          model     1         1     transformer layers
-heads           model     1         1     attention heads; they share the width
-pieces          model     2         1     of a query and a key; 1 is dot-product attention
-mlp             model     1         1     hidden units of a layer, per number of the width
-temperature     speaking  0.0       0.0   above 0: a random letter, not the likeliest
-top_p           speaking  1.0       1e-9  of the likeliest letters, together this probable
-"""
-ROWS = [line.split(None, 4) for line in OPTIONS.strip().splitlines()]
+# ---- Settings, and the command line --------------------------------------------------------------
+# A row: name, default (or two: for size 8, for 14), least (null: none), meaning. The default tells
+# the type; if it is null, a text, unless SPECIAL says more.
+OPTIONS = {'common': """
+size            8/14      1     pixels on a side, 8 or 14
+steps           380/1150  0     training steps, one minibatch each
+seed            1         0     fixes all that is random
+test            10000     1     test images; with draw or page, by default none
+jobs            0         0     processes; 0 is one for each processor
+data            null      null  folder of MNIST's files; else data/ by vlm.py, or here
+save            null      null  write the weights to this file, as JSON
+load            null      null  speak with these; with steps, stage, lr or batch: learn on
+draw            null      null  draw answers, such as seven,three, or all
+page            null      null  then serve a page to play with, at this port
+questions       null      null  such as name,parity; else name, or all that a file knows
+""", 'learning': """
+stage           "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
+lr              0.014     1e-9  learning rate; it falls linearly to zero
+batch           32        1     images in a minibatch
+decay           0.2       0.0   weight decay: times lr, how much a weight shrinks
+reconstruction  0.5       0.0   factor of the rebuilding loss
+distort         0.0       0.0   data augmentation: up to 3 pixels of shift, slant, stretch
+known           0.85      0.0   a letter of higher probability teaches nothing
+""", 'model': """
+tokens          [2,3,3]   null  degrees, from 1 to 4, of the vision tokens
+patches         1         1     patches per side of the image; 1 is the whole
+width           16        1     numbers in the vector of a token
+layers          1         1     transformer layers
+heads           1         1     attention heads; they share the width
+pieces          2         1     of a query and a key; 1 is dot-product attention
+mlp             1         1     hidden units of a layer, per number of the width
+""", 'speaking': """
+temperature     0.0       0.0   above 0: a random letter, not the likeliest
+top_p           1.0       1e-9  of the likeliest letters, together this probable
+"""}
+ROWS = [(group, *line.split(None, 3)) for group, lines in OPTIONS.items()
+        for line in lines.strip().splitlines()]
 
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(map(int, text.split(',')))
 
-SPECIAL = {  # what argparse needs to know of some options (page: a port, or True for --page alone)
+SPECIAL = {  # what argparse needs to know of some options; True: --page alone
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
 # Saved with the weights. learned: the questions that they know; settings.questions: those that we
-# ask. For new weights both are the same; with --load FILE --questions parity, we ask one of many.
-SHAPING = ['size', 'learned', *[name for name, group, *_ in ROWS if group == 'model']]
+# ask. For new weights both are the same; `--load FILE --questions parity` asks one of many.
+SHAPING = ['size', 'learned', *[name for group, name, *_ in ROWS if group == 'model']]
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
-    defaults = {name: json.loads(default.split('/')[column]) for name, _, default, *_ in ROWS}
+    defaults = {name: json.loads(default.split('/')[column]) for _, name, default, *_ in ROWS}
     settings = argparse.Namespace(**{**defaults, 'learned': None, **given})
     if settings.learned is None:    # new weights: they will know what is asked
         settings.learned = settings.questions or ['name']
@@ -582,7 +577,7 @@ def complete(given):
 
 def mistakes(settings):
     """-> what is wrong with the settings, if anything"""
-    for name, _, _, least, _ in ROWS:
+    for _, name, _, least, _ in ROWS:
         value, least = vars(settings)[name], json.loads(least)
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
@@ -594,7 +589,7 @@ def mistakes(settings):
         'patches must divide size': s.size % s.patches == 0,
         'heads times pieces must divide width': s.width % (s.heads * s.pieces) == 0,
         'tokens must be degrees from 1 to 4':
-            s.tokens and all(type(degree) is int and 1 <= degree <= 4 for degree in s.tokens)
+            s.tokens and all(type(d) is int and 1 <= d <= 4 for d in s.tokens)
             and s.tokens == sorted(s.tokens),  # degree 4 needs the 2s before it
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or codes > 0 and codes % 2 == 0,
@@ -603,22 +598,51 @@ def mistakes(settings):
             asked and {*asked} <= {*askable} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),  # see Drawing
-        'page must be a port below 65536': s.page in (None, True) or 0 <= s.page < 65536,
+        'page must be a port below 65536': s.page is None or 0 <= s.page < 65536,
         f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or codes and s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
 
+def parse(argv):
+    """command line -> settings, numbers to start from (None: random ones)"""
+    parser = argparse.ArgumentParser(
+        prog='vlm.py', usage='%(prog)s [options]', argument_default=argparse.SUPPRESS,
+        description='It learns to answer questions about handwritten digits, then is tested. '
+        'Of two defaults, the second is for --size 14.')
+    groups = {group: parser.add_argument_group(group) for group in OPTIONS}
+    for group, name, default, _, meaning in ROWS:
+        kind = str if default == 'null' else type(json.loads(default.split('/')[0]))
+        shown = default.strip('"[]')  # as one types it
+        text = meaning if default == 'null' else f'{meaning} (default: {shown})'
+        groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
+                                   **{'type': kind, **SPECIAL.get(name, {})})
+    given = vars(parser.parse_args(argv))  # only what was typed, thanks to SUPPRESS
+    saved, numbers = load(given['load']) if 'load' in given else ({}, None)
+    settings = complete({**saved, **given})
+    # What shapes the weights, such as --width, is as the file says.
+    changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
+    wrong = f'{changed} contradicts {settings.load}' if changed else mistakes(settings)
+    if wrong:
+        parser.error(wrong)
+    if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
+        settings.steps = 0  # nobody asks to learn on
+    if 'test' not in given and given.keys() & {'draw', 'page'}:
+        settings.test = 0
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+             else os.cpu_count())
+    settings.jobs = min(settings.jobs or cores or 1, 64)  # more is a typing error
+    return settings, numbers
+
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled; of a function only its name: so no inner function, but a
+# too. (All is sent as bytes, pickled: of a function only its name, so no inner function; but a
 # partial will do.)
 #
-# A sum of floats depends on the order. So a minibatch is always cut into two portions, and
-# their gradients are added in order: any number of processes learns the same weights, to the
-# last bit. More than two processes, then, speed up only the test at the end.
-
+# A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
+# gradients are added in order: any number of processes learns the same weights, to the last bit.
+# (More than two speed up only the test at the end.)
 PORTIONS = 2
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
@@ -629,12 +653,11 @@ def shared_gradient(share_out, settings, loss_of, numbers, batch):
 
 @contextmanager
 def processes(number):
-    """-> a function like map() that shares its work with number - 1 other processes; meanwhile,
-    none of them searches for garbage"""
+    """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C is for this process alone. Others that are copies of it (fork) must ignore it from
-    # the start, so we do, until they have started; those that begin afresh (spawn), in follow().
+    # Ctrl-C is for this process alone. Those that are copies of it (fork) must ignore it from the
+    # start: so we do, until they are there. Others (spawn) begin to in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -657,8 +680,7 @@ def processes(number):
             pipe.close()
 
 def pause_gc():
-    """Let CPython not search for cycles of objects, as we make none. It saves a sixth of the time.
-    PyPy frees nothing without a search."""
+    """Save a sixth of the time: no search for cycles, as we make none. (PyPy cannot do without.)"""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -683,8 +705,7 @@ def follow(pipe, first_end):
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A new process has copies of both ends of its pipe. recv() from a dead process waits for ever
-    # while any copy of its end is open. So each closes the end that it does not use. (Copies of
-    # earlier pipes' first ends, too, are closed when a process ends: the last one first.)
+    # while any copy of its end is open. So each closes the end that it does not use.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -693,13 +714,13 @@ def follow(pipe, first_end):
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
-    """a row -> [size], means of equal parts of its `length` pixels (None: all) from `start` on
+    """a row, then zeros -> [size], means of equal parts of `length` pixels (None: all) from `start`
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
     """
     part = (length or len(line)) / size
-    edges = [start + i * part for i in range(size + 1)]  # 0, 1.5, 3
+    edges = [min(start + i * part, len(line)) for i in range(size + 1)]  # 0, 1.5, 3
     sums = [0, *accumulate(line)]  # 0, 2, 4, 9
     # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts.
     line = [*line, 0]  # the edge at the end cuts none
@@ -728,11 +749,11 @@ def distort(pixels, moves):
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
         # Each line is read through a window. It is moved by shift, and by slant times -1 (first
-        # line) to 1 (last); it is longer by stretch at both ends. It can reach the pads.
+        # line) to 1 (last); it is longer by stretch at both ends. It may begin in the pad.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
-        lines = [shrink([*pad, *line, *pad], side, start, side + 2 * stretch)
+        lines = [shrink([*pad, *line], side, start, side + 2 * stretch)
                  for line, start in zip(lines, starts)]
         lines = list(zip(*lines))  # rows become columns, and back again
     return list(chain(*lines))
@@ -742,7 +763,7 @@ def prepare(settings, pixels):
     return rmsnorm(downscale(settings, pixels))
 
 def examples(settings, digits):
-    """[(pixels, digit)] -> (pixels, text) without end"""
+    """[(pixels, digit)] -> (pixels, text) without end; stage_loss() will prepare the pixels"""
     rng, digits = random.Random(settings.seed), list(digits)
     for epoch in count():
         rng.shuffle(digits)
@@ -759,7 +780,7 @@ def examples(settings, digits):
 # ---- Files: weights ------------------------------------------------------------------------------
 def write_file(path, content=b''):
     """Write bytes under a temporary name, then rename it. No bytes: only try whether one can."""
-    path = Path(os.path.realpath(path))  # a link stays, and the file behind it is replaced
+    path = Path(os.path.realpath(path))  # a link stays: its file is replaced
     check(path.is_file() or not path.exists(), f'{path} is not a regular file')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
@@ -772,7 +793,7 @@ def write_file(path, content=b''):
         part.unlink(missing_ok=True)
 
 def data_folder():
-    """-> the folder data/ beside this file; where there is none, that in the current folder"""
+    """-> the folder data/ beside this file, or else in the current folder"""
     beside = Path(__file__).resolve().parent / 'data'
     return beside if beside.is_dir() else Path('data').absolute()
 
@@ -793,7 +814,7 @@ def load(path):
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)  # it asks all that is learned, so that is checked, too
+                and not mistakes(settings)  # it asks all that is learned: checked, too
                 and settings.layers < len(numbers)  # or shapes() could take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
@@ -801,10 +822,9 @@ def load(path):
     return saved, list(map(float, numbers))
 
 # ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
-
 MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
            'https://ossci-datasets.s3.amazonaws.com/mnist/']
-TIMEOUT = 5  # seconds without an answer, until the next mirror is tried
+TIMEOUT = 5  # seconds of silence, then the next mirror is tried
 MNIST = {    # the files, with the SHA-256 of their decompressed content
     'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
     'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
@@ -812,11 +832,11 @@ MNIST = {    # the files, with the SHA-256 of their decompressed content
     't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'}
 
 def find(folder, name):
-    """-> the path of an IDX file, raw or else gzipped; None where there is neither"""
+    """-> the path of an IDX file, raw or else gzipped, or None"""
     return next((p for p in (folder / name, folder / f'{name}.gz') if p.exists()), None)
 
 def unzip(content):
-    """bytes, gzipped or not -> plain bytes; damaged ones stay as they are: others refuse them"""
+    """bytes, gzipped or not -> plain bytes; damaged ones stay: read_idx() refuses them"""
     with suppress(EOFError, OSError, zlib.error):
         content = gzip.decompress(content)
     return content
@@ -837,7 +857,7 @@ def read_idx(folder, name, *shape):
 def read_digits(folder, kind, side):
     """-> the digits of a folder: [(pixels, digit)]"""
     images = read_idx(folder, f'{kind}-images-idx3-ubyte', side, side)
-    labels = list(map(ord, read_idx(folder, f'{kind}-labels-idx1-ubyte')))  # a byte each
+    labels = list(map(ord, read_idx(folder, f'{kind}-labels-idx1-ubyte')))
     check(len(labels) == len(images) and max(labels) < 10,
           f'{folder} has {kind} labels that do not fit its images')
     return list(zip(images, labels))
@@ -870,18 +890,16 @@ def load_digits(folder, size):
     if all(find(place, name) or download(place / f'{name}.gz') for name in MNIST):
         train, test = [read_digits(place, kind, 28) for kind in ('train', 't10k')]
     else:
-        bundled = (folder is None and size == 8
-                   and find(place, 'optdigits-train-images-idx3-ubyte'))
-        check(bundled,
+        check(folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte'),
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
         progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
-    # The last twelfth is held out: settings are chosen on it (validation), by other programs.
+    # The last twelfth is held out, for tests/study.py.
     return train[:len(train) - len(train) // 12], test
 
 # ---- Pictures in the terminal --------------------------------------------------------------------
 def greys(settings, x, top):
-    """image x -> its pixels [size * size], row after row, with three digits; top becomes 1.0"""
+    """image x -> its pixels [size * size], row after row, divided by top, with three digits"""
     in_rows = [v for _, v in sorted(zip(pixel_order(settings), x))]  # sorted by place
     return [round(max(v, 0.0) / max(top, 1e-9), 3) for v in in_rows]
 
@@ -920,17 +938,13 @@ def show(settings, images, captions):
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
-# digit, for what the eye can rebuild is like what it has seen (a learned prior: A. Nguyen et al.
-# 2016, arXiv:1612.00005). The two models in data/ drew ten digits each: of these 20, the other
-# model reads 17; of those drawn without that loss, 10.
-
+# digit: the eye can rebuild only such (a learned prior; A. Nguyen et al. 2016, arXiv:1612.00005).
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
-DRAWING = threading.Lock()  # the page's threads share one tape (reading, with floats, needs none)
+DRAWING = threading.Lock()  # the page's threads share one tape (reading needs none)
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: linear() calls dot(row of weights, a), and of Values and floats
-    # dot() wants the Values first. Their grad is not used.
+    # Weights, too, must be Values: they come first in a dot(), where it takes floats only second.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -982,8 +996,7 @@ def centre(ink):
         lines = list(zip(*crop(lines, least)))
     side = max(len(lines), len(lines[0]))
     for _ in range(2):  # what is narrow stays so: it is filled up to a square
-        filled = [[*line, *[0.0] * (side - len(line))] for line in lines]
-        lines = list(zip(*[shrink(line, 20) for line in filled]))
+        lines = list(zip(*[shrink(line, 20, length=side) for line in lines]))
     for _ in range(2):
         lines = list(zip(*to_middle(lines)))
     return list(chain(*lines))
@@ -997,7 +1010,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    # They move down at most: [empty] * -2 is []. What would leave below is cut off.
+    # ([empty] * -2 is []: they never move up. What would leave below is cut off.)
     return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
@@ -1028,15 +1041,12 @@ def kept(weights, settings, x):
         out += [size * a for a in v]
     return out
 
-# What can be asked for, in TASKS, below:
-
 def read_page(weights, settings, question, body):
     """GET / -> the page"""
     return (data_folder() / 'page.html').read_bytes()
 
 def read_drawing(weights, settings, question, body):
-    """POST /read?ask=name, a drawing [n * n] -> the answer to the question; for the page, those to
-    all, and the image as it is seen, and as the eye keeps it"""
+    """POST /read?ask=name, a drawing [n * n] -> answers; the image as it is seen, as it is kept"""
     seen = downscale(settings, centre(body))
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
@@ -1062,33 +1072,33 @@ def draw_name(weights, settings, question, body):
     return {'size': settings.size, 'frames': [greys(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
-TASKS = {'GET /': read_page, 'POST /read': read_drawing, 'POST /draw': draw_name}
+TASKS = {'/': ('GET', read_page), '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
     # A first line without version would else be HTTP/0.9, whose answers have no status.
     default_request_version = 'HTTP/1.0'
+    log_message = lambda *_: None  # print nothing
 
     def do_POST(self):
-        """Answer with what a task makes of the request (http.server sets its parts)."""
+        """Answer with what a task makes of the request; http.server sets its parts."""
         path, _, query = self.path.partition('?')
         weights, settings = self.server.model  # from serve()
         question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
-        task = TASKS.get(f'{self.command} {path}')
+        method, task = TASKS.get(path, (None, None))
         try:
             self.check_sender()
-            # The body is read first, whatever is asked for: see handle().
+            # Whatever is asked for, the body is read first: see handle().
             length = self.headers.get('Content-Length', '0')
-            check(length.isdecimal() and len(length) < 8,
-                  'Content-Length must be below 10 million')
+            check(length.isdecimal() and len(length) < 8, 'Content-Length: up to 7 digits')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
-            if not task:
-                return self.send_error(405 if path in [key.split()[1] for key in TASKS] else 404)
+            if self.command != method:
+                return self.send_error(405 if task else 404)
             check(question in settings.questions, f'no question is named {question}')
             content = task(weights, settings, question, body)
-        # SystemExit: of check(); OSError: nothing came for `timeout` seconds; the others: of json
+        # SystemExit: by check(); OSError: `timeout` seconds of silence; the others: by json
         except (SystemExit, OSError, ValueError, RecursionError) as refusal:
             return self.send_error(400, str(refusal).replace('vlm.py: ', ''))
         self.send(200, content)
@@ -1105,14 +1115,12 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        port = self.server.server_port
-        # Browsers leave out :80.
-        hosts = [f'{name}:{port}'.removesuffix(':80') for name in ('localhost', '127.0.0.1')]
+        ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # as browsers do
+                for name in ('localhost', '127.0.0.1')]
         # A site's name can be made to lead here (DNS rebinding): then Host is that name.
-        check(self.headers.get('Host') in hosts, 'for this machine only')
+        check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
         # Any site's page can make the browser send requests here: then Origin is that site.
-        check(self.headers.get('Origin') in [None, *[f'http://{host}' for host in hosts]],
-              'not for another site')
+        check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
 
     def send_error(self, code, message=None, *_):
         """Refuse a request. http.server, too, calls it: for what is no HTTP, say."""
@@ -1126,8 +1134,7 @@ class Page(BaseHTTPRequestHandler):
         content = content if page else json.dumps(content).encode()
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
-        # The page may load nothing from elsewhere: its script and style are in it, its pictures
-        # made by it. Nor may it stand inside another site's.
+        # The page loads nothing from elsewhere, and may not stand inside another site's.
         self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
@@ -1142,9 +1149,6 @@ class Page(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
             while self.connection.recv(65536):
                 pass
-
-    def log_message(self, *_):
-        """Print nothing."""
 
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
@@ -1173,38 +1177,6 @@ def serve(server, weights, settings):
             webbrowser.open(address)
         server.serve_forever()
 
-# ---- The command line ----------------------------------------------------------------------------
-def parse(argv):
-    """command line -> settings, numbers to start from (None: random ones)"""
-    parser = argparse.ArgumentParser(
-        prog='vlm.py', usage='%(prog)s [options]', argument_default=argparse.SUPPRESS,
-        description='It learns to answer questions about handwritten digits, then is tested. '
-        'Of two defaults, the second is for --size 14.')
-    groups = {group: parser.add_argument_group(group)
-              for group in dict.fromkeys(group for _, group, *_ in ROWS)}
-    for name, group, default, _, meaning in ROWS:
-        kind = str if default == 'null' else type(json.loads(default.split('/')[0]))
-        shown = default.strip('"[]')  # as one types it
-        text = meaning if default == 'null' else f'{meaning} (default: {shown})'
-        groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
-                                   **{'type': kind, **SPECIAL.get(name, {})})
-    given = vars(parser.parse_args(argv))  # only what was typed, thanks to SUPPRESS
-    saved, numbers = load(given['load']) if 'load' in given else ({}, None)
-    settings = complete({**saved, **given})
-    # What shapes the weights, such as --width, is as the file says.
-    changed = ', '.join(name for name in saved if vars(settings)[name] != saved[name])
-    wrong = f'{changed} contradicts {settings.load}' if changed else mistakes(settings)
-    if wrong:
-        parser.error(wrong)
-    if saved and not given.keys() & {'stage', 'steps', 'lr', 'batch'}:
-        settings.steps = 0  # nobody asks to learn on
-    if 'test' not in given and given.keys() & {'draw', 'page'}:
-        settings.test = 0
-    cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-             else os.cpu_count())
-    settings.jobs = min(settings.jobs or cores or 1, 64)  # more is a typing error
-    return settings, numbers
-
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
 def train(settings, numbers, digits):
     """Learn: change numbers, showing progress, until the last step or until Ctrl-C."""
@@ -1212,11 +1184,10 @@ def train(settings, numbers, digits):
     # learn() calls shared_gradient(share_out, settings, stage_loss, numbers, batch);
     # that, in each process, gradient(settings, stage_loss, numbers, portion);
     # that, for each example, stage_loss(weights, settings, pixels, text).
-    places = learning_places(settings)
     try:
         with processes(min(settings.jobs, PORTIONS)) as share_out:
-            losses = learn(settings, numbers, examples(settings, digits), stage_loss, places,
-                           partial(shared_gradient, share_out))
+            losses = learn(settings, numbers, examples(settings, digits), stage_loss,
+                           learning_places(settings), partial(shared_gradient, share_out))
             for step, loss in enumerate(losses, 1):
                 last = step == settings.steps or not math.isfinite(loss)
                 recent = [*recent[-99:], loss]
@@ -1231,12 +1202,11 @@ def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
     answers = []
     with processes(settings.jobs) as share_out:
-        for start in range(0, len(digits), 1000):
-            pixels = [pixels for pixels, _ in digits[start:start + 1000]]
-            images = share_out(partial(prepare, settings), pixels)
+        for some in split(digits, 1000):
+            images = share_out(partial(prepare, settings), [pixels for pixels, _ in some])
             answers += share_out(partial(answer, weights, settings), images)
-            if start == 0:
-                show_answers(settings, digits[:20], images, answers)
+            if len(answers) == len(some):  # these are the first
+                show_answers(settings, some[:20], images, answers)
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
@@ -1277,14 +1247,14 @@ def main(argv=None):
     settings, numbers = parse(argv)
     if settings.save is not None:
         write_file(settings.save)  # fail now rather than after the training
-    server = open_server(settings.page) if settings.page is not None else None  # it, too
+    server = open_server(settings.page) if settings.page is not None else None  # likewise
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
     images = f', {len(digits):,} training images, {len(test):,} test images' if needed else ''
     print(f'{len(numbers):,} parameters{images}')
     own, usual = vars(settings), vars(complete({'size': settings.size}))
-    changed = [name for name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
+    changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
     print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]), flush=True)
     if settings.steps:
         train(settings, numbers, digits)
