@@ -34,7 +34,7 @@ product = partial(reduce, mul)  # of a list: product([a, b, c]) is a * b * c
 
 # ---- Autograd: numbers that remember where they came from ----------------------------------------
 # A model learns by small changes to its numbers, its weights, that lower one number, the loss: how
-# wrong it is. For each it must know: if it grew a little, how much would the loss grow? That is
+# wrong it is. For each we must know: if it grew a little, how much would the loss grow? That is
 # the derivative of the loss by this number. To find it, each number remembers its parents, those it
 # was computed from, and its derivatives by them. From the loss we walk back, with the chain rule:
 # if b was computed from a, dloss/da = dloss/db * db/da. If a has several uses, these add up.
@@ -49,7 +49,7 @@ class Value:
     (8.0, 4.0, 2.0)
 
     An edge is two lists: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)),
-    as it grows 3 times as fast as a and twice as fast as b. Only dot(), below, makes two of them.
+    as it grows 3 times as fast as a and twice as fast as b. Only dot(), below, makes two edges.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first
@@ -153,7 +153,7 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # p_i = e_i / T (exps, total). ' means: by score_j. T' = scale e_j; e_i' = scale e_i if i == j,
+    # p_i = e_i / T (exps, total). X' is dX/dscore_j: T' = scale e_j; e_i' = scale e_i if i == j,
     # else 0. So p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), with True as 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
@@ -196,8 +196,8 @@ def code(settings, tokens):
 # row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# In a plane, v = (v.u) u + (v.w) w, for perpendicular u and w of length 1. Likewise, A = sum_j f_j
-# l_j r_j^T would be B, had we 4096 such tables l_j r_j^T. We have 16, so A is only to be near B:
+# In a plane, v = (v.u) u + (v.w) w, if u and w are perpendicular, of length 1. Likewise, with 64*64
+# such tables l_j r_j^T, A = sum_j f_j l_j r_j^T would be B. With 16, A is only to be near B:
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -235,9 +235,9 @@ def rebuilding_loss(weights, settings, vision, x):
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens stop there: they predict nothing. Tensor-product attention asks for two things at
-# once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
-# saw no difference.) A head (default: 1) does all this with its part of the numbers.
+# vision tokens, which predict nothing, leave only these. Tensor-product attention asks for two
+# things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
+# (Better? We saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -277,7 +277,7 @@ def transformer(weights, settings, h, cache, predict=True):
 
 def prefill(weights, settings, vision):
     """vision tokens [patches^2][tokens][width] -> the cache, once the mouth has read them"""
-    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values, shares (only for show)
+    cache = [([], [], []) for _ in range(settings.layers)]  # keys, values, shares (kept for show)
     for token, position in zip(chain(*vision), weights['mouth.vision_position']):
         transformer(weights, settings, add(token, position), cache, predict=False)
     return cache
@@ -307,8 +307,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # What makes logits, or is added to h, begins at 0: better nothing than noise. It learns, as the
-    # derivative of w.x by w is x. But by x it is w: so errors pass on only once w is not 0.
+    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. They
+    # learn: by w, w.x has the derivative x. By x it is w: while w is 0, no error passes through.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far, the tape holds only G. Laid aside, it survives each backward(): so G collects grads
-    # like a leaf, from all examples. In the end, they go on to the weights.
+    # The tape now holds only G. We put it aside, or backward() would empty it: so G just collects
+    # the grads of all examples. In the end, walk_back() hands them on to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -375,8 +375,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): the rate if its g are alike, else less. Means begin at 0: if
-# every g is 1, they are .15, .28, ...; divided by 1 - BETA^step, 1. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): the rate if its g are alike, else less. Means begin at 0, so
+# are too small at first: dividing them by 1 - BETA^step repairs that. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -551,7 +551,7 @@ def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
     return sorted(map(int, text.split(',')))
 
-SPECIAL = {  # what argparse needs to know of some options; True: --page alone
+SPECIAL = {  # what argparse needs to know of some options; True: --page without a port
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
@@ -637,8 +637,8 @@ def parse(argv):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled: of a function only its name, so no inner function; but a
-# partial will do.)
+# too. (All is sent as bytes, pickled; of a function only its name, so no function inside another;
+# a partial will do.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
 # gradients are added in order: any number of processes learns the same weights, to the last bit.
@@ -656,8 +656,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C is for this process alone. Those that are copies of it (fork) must ignore it from the
-    # start: so we do, until they are there. Others (spawn) begin to in follow().
+    # Ctrl-C is for this process alone. Copies of it (fork) ignore it from the start if we do so
+    # until they are there; processes that begin afresh (spawn) do so in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -666,7 +666,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: Python's own starter of processes died
+    except (OSError, EOFError) as error:  # EOFError: Python's forkserver died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -714,7 +714,8 @@ def follow(pipe, first_end):
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
-    """a row, then zeros -> [size], means of equal parts of `length` pixels (None: all) from `start`
+    """a row -> [size], means of equal parts of `length` pixels (None: all) from `start`; beyond its
+    end, pixels are 0
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
@@ -774,7 +775,7 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier.
-            # Pairs share a question: else, of two questions, one would always be cut.
+            # Two in a row have the same question: else, of two questions, one would always be cut.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -815,7 +816,7 @@ def load(path):
         settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)  # it asks all that is learned: checked, too
-                and settings.layers < len(numbers)  # or shapes() could take for ever
+                and settings.layers < len(numbers)  # not a billion: shapes() would take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
     check(good, f'{path} is damaged, or not a weights file of vlm.py')
@@ -1016,8 +1017,9 @@ def to_middle(lines):
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds A = sum_j f_j l_j r_j^T, a table near x x^T. We look for the image v whose table
-    # v v^T is nearest to A. (If you do not know eigenvectors, skip the reason.) It is the
-    # eigenvector with the largest eigenvalue of S, which is A and A^T, its mirror image, averaged.
+    # v v^T is nearest to A. (Skip the reason if you do not know linear algebra.) Let S be the mean
+    # of A and A^T, its mirror image. For some v, its eigenvectors, S v is v times a number, the
+    # eigenvalue. We look for the v with the largest.
     #
     # Multiply any v by S, again and again: its part in that direction outgrows the others (power
     # iteration). But a negative eigenvalue could be larger in size. None is below -a, where a is
@@ -1029,14 +1031,14 @@ def kept(weights, settings, x):
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
         length = math.sqrt(dot(f, linear(weights['gram'], f)))
         for _ in range(10):
-            # A v = sum_j f_j (r_j.v) l_j, A^T v = sum_j f_j (l_j.v) r_j. The columns of left, by
-            # zip(), have number i of each l_j.
+            # A v = sum_j f_j (r_j.v) l_j: its number i is a dot with number i of each l_j, which
+            # zip(*left) has as a row. A^T v likewise, with l and r exchanged.
             of_a = linear(zip(*left), list(map(mul, f, linear(right, v))))
             of_mirror = linear(zip(*right), list(map(mul, f, linear(left, v))))
             of_s = [(a + b) / 2 for a, b in zip(of_a, of_mirror)]
             v = rmsnorm([a + length * b for a, b in zip(of_s, v)])
-        # Now S v is v times the eigenvalue, whose root is the size of the image, beside those of
-        # other patches. v and -v have the same table: the sign is that of the patch.
+        # Now S v is v times the eigenvalue, whose root is the size of the image (up to a factor
+        # that all patches share). v and -v have the same table: take the sign that fits the patch.
         size = math.copysign(max(dot(of_s, v), 0.0) ** 0.5, dot(patch, v))
         out += [size * a for a in v]
     return out
@@ -1089,7 +1091,7 @@ class Page(BaseHTTPRequestHandler):
         method, task = TASKS.get(path, (None, None))
         try:
             self.check_sender()
-            # Whatever is asked for, the body is read first: see handle().
+            # Whatever is asked for, the body is read first: left unread, it can cost the answer.
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'Content-Length: up to 7 digits')
             body = self.rfile.read(int(length))
@@ -1106,8 +1108,8 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def parse_request(self):
-        """-> whether this is a request. It is none if Python's parser of headers fails, as it does
-        by some `Content-Type: multipart/mixed; ...`."""
+        """-> whether this is a request. It is none if Python's parser of headers fails, as by some
+        Content-Type."""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1144,8 +1146,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # If a connection is closed with input unread, as after some refusals, TCP may drop the
-            # answer. So read on, until the client closes, or `timeout`.
+            # TCP may drop the answer if a connection is closed with input unread, as after some
+            # refusals. So read on, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
             while self.connection.recv(65536):
                 pass
@@ -1245,9 +1247,10 @@ def interval(right, count):
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
     settings, numbers = parse(argv)
+    # What can fail is tried now rather than after the training.
     if settings.save is not None:
-        write_file(settings.save)  # fail now rather than after the training
-    server = open_server(settings.page) if settings.page is not None else None  # likewise
+        write_file(settings.save)
+    server = open_server(settings.page) if settings.page is not None else None
     numbers = numbers or first_numbers(settings)
     needed = settings.steps or settings.test
     digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
