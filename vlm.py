@@ -21,7 +21,7 @@ The idea to look out for: nobody tells the eye what to look for. Letters are rig
 error flows back, through the mouth, into the eye, and teaches it what matters.
 
 If you know Python and school calculus, you can read the algorithm in about two hours, and then
-explain every number in it. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
+explain what all numbers do. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
 from functools import partial, reduce
@@ -153,8 +153,8 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # p_i = e_i / T (exps, total). X' is dX/dscore_j: T' = scale e_j; e_i' = scale e_i if i == j,
-    # else 0. So p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), with True as 1.
+    # Call exps e, total T: p_i = e_i / T. X' is dX/dscore_j: T' = scale e_j; e_i' = scale e_i, or 0
+    # if not i == j. So p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j); True is 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
@@ -164,8 +164,8 @@ def softmax(scores, scale=1.0):
 # product of several: are these things there together? Its degree is their number:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
-# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as r. By
-# default, settings has width 16 (latents), tokens [2, 3, 3] (degrees), size 8, patches 1, pieces 2.
+# Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as its r. By default
+# (found by trying), settings has width 16 (latents), tokens [2, 3, 3] (degrees), size 8, patches 1.
 
 def see(weights, settings, x):
     """image x, patch after patch (1, by default) -> vision tokens [patches^2][tokens][width]"""
@@ -197,11 +197,11 @@ def code(settings, tokens):
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
 # In a plane, v = (v.u) u + (v.w) w, if u and w are perpendicular, of length 1. Likewise, with 64*64
-# such tables l_j r_j^T, A = sum_j f_j l_j r_j^T would be B. With 16, A is only to be near B:
+# such tables l_j r_j^T, A = sum_j f_j l_j r_j^T is B. We have 16: learning brings A near B.
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
-#     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = sum_ij f_i G_ij f_j; G_ij = (l_i.l_j)(r_i.r_j)
+#     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = f.(G f), with G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
-# For x = (1, 2), l = (1, 0), r = (0, 1): f = 2, A = ((0, 2), (0, 0)), error 21 = 4 - 2*4 + 25.
+# x = (1, 2), l = (1, 0), r = (0, 1): B = ((1, 2), (2, 4)), f = 2, A = ((0, 2), (0, 0)), error 21.
 
 def patterns(weights, settings, factor):
     """-> one pattern of each latent of degree 2 [k][n]: the l_j for factor 0, the r_j for 1"""
@@ -235,9 +235,9 @@ def rebuilding_loss(weights, settings, vision, x):
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens, which predict nothing, leave only these. Tensor-product attention asks for two
-# things at once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2).
-# (Better? We saw no difference.) A head (default: 1) does all this with its part of the numbers.
+# vision tokens need no more: they predict nothing. Tensor-product attention asks for two things at
+# once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
+# saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -245,7 +245,7 @@ def rebuilding_loss(weights, settings, vision, x):
 def attention(settings, query, keys):
     """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
-    # that (two of 8 numbers: sqrt(8)^2 = 8), else one share is nearly 1, derivatives nearly 0.
+    # that (2 pieces: sqrt(8) * sqrt(8) = 8), else one share is nearly 1, derivatives nearly 0.
     shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
     for head, parts in enumerate(query):
         scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
@@ -308,7 +308,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. They
-    # learn: by w, w.x has the derivative x. By x it is w: while w is 0, no error passes through.
+    # learn: d(w.x)/dw = x is not 0. But d(w.x)/dx = w is: until w has moved, x gets no error.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # The tape now holds only G. We put it aside, or backward() would empty it: so G just collects
-    # the grads of all examples. In the end, walk_back() hands them on to the weights.
+    # The tape holds only G. We set it aside: so each backward() stops at G, whose grads add up. In
+    # the end, walk_back() hands them on, once for all examples, from G to the weights.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -375,7 +375,7 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): the rate if its g are alike, else less. Means begin at 0, so
+# moves by rate * mean / sqrt(square): rate * g / |g| if g stays, else less. Means begin at 0, so
 # are too small at first: dividing them by 1 - BETA^step repairs that. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
@@ -556,7 +556,7 @@ SPECIAL = {  # what argparse needs to know of some options; True: --page without
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
 # Saved with the weights. learned: the questions that they know; settings.questions: those that we
-# ask. For new weights both are the same; `--load FILE --questions parity` asks one of many.
+# ask in this run, such as one of many, by --load FILE --questions parity.
 SHAPING = ['size', 'learned', *[name for group, name, *_ in ROWS if group == 'model']]
 
 def complete(given):
@@ -637,8 +637,8 @@ def parse(argv):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled; of a function only its name, so no function inside another;
-# a partial will do.)
+# too. (All is sent as bytes, pickled. Of a function only its name is, so it must stand at the top
+# level; a partial of one will do.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
 # gradients are added in order: any number of processes learns the same weights, to the last bit.
@@ -656,8 +656,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C is for this process alone. Copies of it (fork) ignore it from the start if we do so
-    # until they are there; processes that begin afresh (spawn) do so in follow().
+    # Ctrl-C reaches all processes, but is for this one alone. Copies of it (fork) inherit that we
+    # ignore it here; those that begin afresh (spawn) ignore it in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -680,7 +680,8 @@ def processes(number):
             pipe.close()
 
 def pause_gc():
-    """Save a sixth of the time: no search for cycles, as we make none. (PyPy cannot do without.)"""
+    """Save a sixth of the time: CPython need not search for garbage in cycles, as we make none.
+    (PyPy frees nothing without a search.)"""
     if sys.implementation.name == 'cpython':
         gc.disable()
 
@@ -704,8 +705,8 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A new process has copies of both ends of its pipe. recv() from a dead process waits for ever
-    # while any copy of its end is open. So each closes the end that it does not use.
+    # A new process has copies of both ends of its pipe. recv() notices that the other process is
+    # dead only when every copy of its end is closed. So each closes the end that it does not use.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -714,8 +715,8 @@ def follow(pipe, first_end):
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
-    """a row -> [size], means of equal parts of `length` pixels (None: all) from `start`; beyond its
-    end, pixels are 0
+    """`length` pixels of a row (None: all) from `start` on, in `size` equal parts -> their means;
+    past its end, pixels are 0
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
@@ -815,7 +816,7 @@ def load(path):
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)  # it asks all that is learned: checked, too
+                and not mistakes(settings)  # questions are what is learned: so both are checked
                 and settings.layers < len(numbers)  # not a billion: shapes() would take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
@@ -923,7 +924,7 @@ def show(settings, images, captions):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
-        else:      # one for two pixels: ink (38) is the upper, paper (48) the lower; 24 greys
+        else:      # one for two pixels: ink (38) is the upper, paper (48) the lower; greys: 232-255
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
@@ -945,7 +946,7 @@ DRAWING = threading.Lock()  # the page's threads share one tape (reading needs n
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: they come first in a dot(), where it takes floats only second.
+    # Weights, too, must be Values: dot(row, x) takes floats only as x, not as a row of weights.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -1011,7 +1012,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    # ([empty] * -2 is []: they never move up. What would leave below is cut off.)
+    # ([empty] * -2 is []: they are never moved up. What would stand below row 28 is cut off.)
     return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
@@ -1023,8 +1024,8 @@ def kept(weights, settings, x):
     #
     # Multiply any v by S, again and again: its part in that direction outgrows the others (power
     # iteration). But a negative eigenvalue could be larger in size. None is below -a, where a is
-    # the length of A: a^2 = A.A = sum_ij f_i G_ij f_j. So a v is added to S v: that makes each
-    # eigenvalue larger by a, and none negative.
+    # the length of A: a^2 = A.A = f.(G f). So a * v is added to S v: that lifts each eigenvalue by
+    # a, and none is negative.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -1037,8 +1038,9 @@ def kept(weights, settings, x):
             of_mirror = linear(zip(*right), list(map(mul, f, linear(left, v))))
             of_s = [(a + b) / 2 for a, b in zip(of_a, of_mirror)]
             v = rmsnorm([a + length * b for a, b in zip(of_s, v)])
-        # Now S v is v times the eigenvalue, whose root is the size of the image (up to a factor
-        # that all patches share). v and -v have the same table: take the sign that fits the patch.
+        # Now S v is v times the eigenvalue, whose root is the size of the image (up to a factor, as
+        # v is not of length 1; all patches share it). v and -v have the same table: take the sign
+        # that fits the patch.
         size = math.copysign(max(dot(of_s, v), 0.0) ** 0.5, dot(patch, v))
         out += [size * a for a in v]
     return out
@@ -1079,7 +1081,7 @@ TASKS = {'/': ('GET', read_page), '/read': ('POST', read_drawing), '/draw': ('PO
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    # A first line without version would else be HTTP/0.9, whose answers have no status.
+    # Else a request like `GET /`, without a version, were HTTP/0.9, whose answers have no status.
     default_request_version = 'HTTP/1.0'
     log_message = lambda *_: None  # print nothing
 
@@ -1091,13 +1093,13 @@ class Page(BaseHTTPRequestHandler):
         method, task = TASKS.get(path, (None, None))
         try:
             self.check_sender()
-            # Whatever is asked for, the body is read first: left unread, it can cost the answer.
+            # Whatever is asked for, the body is read first: see handle().
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'Content-Length: up to 7 digits')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
             if self.command != method:
-                return self.send_error(405 if task else 404)
+                return self.send_error(405 if task else 404)  # wrong method; wrong path
             check(question in settings.questions, f'no question is named {question}')
             content = task(weights, settings, question, body)
         # SystemExit: by check(); OSError: `timeout` seconds of silence; the others: by json
@@ -1117,7 +1119,7 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # as browsers do
+        ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
         # A site's name can be made to lead here (DNS rebinding): then Host is that name.
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
@@ -1136,7 +1138,8 @@ class Page(BaseHTTPRequestHandler):
         content = content if page else json.dumps(content).encode()
         self.send_response(status)
         self.send_header('Content-Type', 'text/html' if page else 'application/json')
-        # The page loads nothing from elsewhere, and may not stand inside another site's.
+        # The page may load nothing from elsewhere: its script and style are inline, its pictures
+        # data or blobs. Nor may it stand inside another site's.
         self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
@@ -1281,7 +1284,8 @@ if __name__ == '__main__':
             main()
         finally:
             sys.stdout.flush()  # now, when we can still say what goes wrong
-    # os._exit() ends at once: sys.exit() would flush again, and fail; or Ctrl-C could come again.
+    # os._exit() ends at once. After sys.exit() there would be a second flush, to fail again, and
+    # time for a second Ctrl-C.
     except KeyboardInterrupt:
         os._exit(130)  # as shells have it: 128 + SIGINT
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
