@@ -556,7 +556,7 @@ SPECIAL = {  # what argparse needs to know of some options; True: --page without
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
 # Saved with the weights. learned: the questions that they know; settings.questions: those that we
-# ask in this run, such as one of many, by --load FILE --questions parity.
+# ask in this run. New weights learn what is asked; of those in a file, we may ask fewer.
 SHAPING = ['size', 'learned', *[name for group, name, *_ in ROWS if group == 'model']]
 
 def complete(given):
@@ -637,7 +637,7 @@ def parse(argv):
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
 # back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is sent as bytes, pickled. Of a function only its name is, so it must stand at the top
+# too. (All is pickled, turned into bytes. A function becomes just its name, so it must be at top
 # level; a partial of one will do.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
@@ -656,8 +656,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C reaches all processes, but is for this one alone. Copies of it (fork) inherit that we
-    # ignore it here; those that begin afresh (spawn) ignore it in follow().
+    # Ctrl-C reaches all processes; only this one may heed it. Copies of it (fork) inherit that we
+    # ignore it now; those that begin afresh (spawn) ignore it in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -666,7 +666,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: Python's forkserver died
+    except (OSError, EOFError) as error:  # EOFError: a helper process of Python's died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -705,8 +705,8 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A new process has copies of both ends of its pipe. recv() notices that the other process is
-    # dead only when every copy of its end is closed. So each closes the end that it does not use.
+    # Both processes have copies of both ends of this pipe. recv() fails once the other is dead, but
+    # only if no copy of the other's end is open. So each closes the end that it does not use.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -730,7 +730,7 @@ def shrink(line, size, start=0.0, length=None):
     return [(b - a) / part for a, b in zip(before, before[1:])]
 
 def pixel_order(settings):
-    """-> order: x[i] is pixel order[i], counted row by row (one patch: order[i] is i)"""
+    """-> for each number of x, which pixel it is, counted row by row (one patch: 0, 1, 2 ...)"""
     size, part = settings.size, range(settings.size // settings.patches)
     corners = range(0, size, len(part))
     return [(top + row) * size + left + column
@@ -775,8 +775,8 @@ def examples(settings, digits):
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
-            # To save time, every second text ends after two letters: later ones are easier.
-            # Two in a row have the same question: else, of two questions, one would always be cut.
+            # To save time, every second text ends after two letters: later ones are easier. A
+            # question comes twice in a row: if two took turns, the same one would always be cut.
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -816,7 +816,7 @@ def load(path):
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
         settings, numbers = complete(saved), file['numbers']
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)  # questions are what is learned: so both are checked
+                and not mistakes(settings)  # complete() set questions to learned: both are checked
                 and settings.layers < len(numbers)  # not a billion: shapes() would take for ever
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
@@ -1023,8 +1023,8 @@ def kept(weights, settings, x):
     # eigenvalue. We look for the v with the largest.
     #
     # Multiply any v by S, again and again: its part in that direction outgrows the others (power
-    # iteration). But a negative eigenvalue could be larger in size. None is below -a, where a is
-    # the length of A: a^2 = A.A = f.(G f). So a * v is added to S v: that lifts each eigenvalue by
+    # iteration). But so could one with a negative eigenvalue. None is below -a, where a is the
+    # length of A: a^2 = A.A = f.(G f). So a * v is added to S v: that lifts each eigenvalue by
     # a, and none is negative.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
@@ -1149,8 +1149,8 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             super().handle()
-            # TCP may drop the answer if a connection is closed with input unread, as after some
-            # refusals. So read on, until the client closes, or `timeout`.
+            # If we close with input unread, as after some refusals, TCP may drop our answer. So
+            # read what is left, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
             while self.connection.recv(65536):
                 pass
