@@ -153,8 +153,8 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # Call exps e, total T: p_i = e_i / T. X' is dX/dscore_j: T' = scale e_j; e_i' = scale e_i, or 0
-    # if not i == j. So p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j); True is 1.
+    # Call exps e, total T: p_i = e_i / T. X' is dX/dscore_j: e_i' = (i == j) scale e_i, T' = scale
+    # e_j. Quotient rule: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j). True is 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
@@ -192,12 +192,12 @@ def code(settings, tokens):
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
 # well; but the chapter Drawing lives on it. They saw pairs of pixels: (l.x)(r.x) = sum_pq l_p r_q
-# x_p x_q. So they rebuild the table B, B_pq = x_p x_q. We write a b^T for the table with a_p b_q in
-# row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
+# x_p x_q. So pairs are what they can rebuild: a table B, B_pq = x_p x_q. We write a b^T for a table
+# with a_p b_q in row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# In a plane, v = (v.u) u + (v.w) w, if u and w are perpendicular, of length 1. Likewise, with 64*64
-# such tables l_j r_j^T, A = sum_j f_j l_j r_j^T is B. We have 16: learning brings A near B.
+# They rebuild B as A = sum_j f_j l_j r_j^T. (In a plane, v = (v.u) u + (v.w) w, if u, w have length
+# 1 and are perpendicular. With 64*64 such tables, A is B.) We have 16: learning brings A near B.
 #     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = f.(G f), with G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -235,9 +235,9 @@ def rebuilding_loss(weights, settings, vision, x):
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
 # added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens need no more: they predict nothing. Tensor-product attention asks for two things at
-# once, like degree 2: with query and key in 2 pieces of 8, the score is (q1.k1)(q2.k2). (Better? We
-# saw no difference.) A head (default: 1) does all this with its part of the numbers.
+# vision tokens make only keys and values: they predict nothing. Tensor-product attention asks for
+# two things at once, like degree 2: query and key, in 2 pieces of 8, score (q1.k1)(q2.k2).
+# (Better? We saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -308,7 +308,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. They
-    # learn: d(w.x)/dw = x is not 0. But d(w.x)/dx = w is: until w has moved, x gets no error.
+    # learn: d(w.x)/dw = x is not 0. But d(w.x)/dx = w is 0: until w moves, x gets no error.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # The tape holds only G. We set it aside: so each backward() stops at G, whose grads add up. In
-    # the end, walk_back() hands them on, once for all examples, from G to the weights.
+    # So far the tape holds only G's Values. Set aside, they just collect grads in each backward();
+    # after the last example, walk_back() hands these sums on to the weights, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -1031,7 +1031,7 @@ def kept(weights, settings, x):
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
         f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
-        length = math.sqrt(dot(f, linear(weights['gram'], f)))
+        length = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
         for _ in range(10):
             # A v = sum_j f_j (r_j.v) l_j: its number i is a dot with number i of each l_j, which
             # zip(*left) has as a row. A^T v likewise, with l and r exchanged.
@@ -1084,7 +1084,7 @@ class Page(BaseHTTPRequestHandler):
     timeout = 5  # seconds that the other side may be silent
     # Else a request like `GET /`, without a version, were HTTP/0.9, whose answers have no status.
     default_request_version = 'HTTP/1.0'
-    log_message = lambda *_: None  # print nothing
+    log_message = lambda *_: None  # else each request would print a line
 
     def do_POST(self):
         """Answer with what a task makes of the request; http.server sets its parts."""
@@ -1210,9 +1210,10 @@ def report(weights, settings, digits):
     with processes(settings.jobs) as share_out:
         for some in split(digits, 1000):
             images = share_out(partial(prepare, settings), [pixels for pixels, _ in some])
-            answers += share_out(partial(answer, weights, settings), images)
-            if len(answers) == len(some):  # these are the first
-                show_answers(settings, some[:20], images, answers)
+            more = share_out(partial(answer, weights, settings), images)
+            if not answers:
+                show_answers(settings, some[:20], images, more)
+            answers += more
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
