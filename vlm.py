@@ -48,8 +48,8 @@ class Value:
     >>> c.data, a.grad, b.grad    # dc/da = b + 1, as a is used twice; dc/db = a
     (8.0, 4.0, 2.0)
 
-    An edge is two lists: parents, and the derivatives by them. a * b has one: ((a, b), (3.0, 2.0)),
-    as it grows 3 times as fast as a and twice as fast as b. Only dot(), below, makes two edges.
+    An edge leads to a list of parents, with a list of the derivatives by them. a * b has the edge
+    ((a, b), (3.0, 2.0)): it grows 3 times as fast as a, twice as fast as b. dot() will need two.
     """
     __slots__ = 'data', 'grad', 'edges'  # saves memory
     tape = []  # every Value that was computed, oldest first
@@ -153,8 +153,8 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # Call exps e, total T: p_i = e_i / T. X' is dX/dscore_j: e_i' = (i == j) scale e_i, T' = scale
-    # e_j. Quotient rule: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j). True is 1.
+    # p_i = e_i / T: exps, their total. Derived by score j, e_j' = T' = scale e_j, other e_i' = 0.
+    # Quotient rule: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), where True is 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
@@ -191,14 +191,14 @@ def code(settings, tokens):
 # ---- The eye as an autoencoder -------------------------------------------------------------------
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
-# well; but the chapter Drawing lives on it. They saw pairs of pixels: (l.x)(r.x) = sum_pq l_p r_q
-# x_p x_q. So pairs are what they can rebuild: a table B, B_pq = x_p x_q. We write a b^T for a table
-# with a_p b_q in row p, column q: B = x x^T. For tables, too, . multiplies and adds up elements:
+# well; but the chapter Drawing lives on it. Each, (l.x)(r.x) = sum_pq l_p r_q x_p x_q, saw products
+# of two pixels. So they can rebuild a table B of these: x_p x_q in row p, column q. We write x x^T
+# for it; likewise a b^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# They rebuild B as A = sum_j f_j l_j r_j^T. (In a plane, v = (v.u) u + (v.w) w, if u, w have length
-# 1 and are perpendicular. With 64*64 such tables, A is B.) We have 16: learning brings A near B.
-#     (A - B).(A - B) = A.A - 2 A.B + B.B, where, by (*),
+# So they rebuild B as A = sum_j f_j l_j r_j^T. (As v = (v.u) u + (v.w) w in a plane, if u, w have
+# length 1 and are perpendicular; 64*64 such tables give B.) We have 16: learning brings A near B.
+#     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = f.(G f), with G_ij = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # x = (1, 2), l = (1, 0), r = (0, 1): B = ((1, 2), (2, 4)), f = 2, A = ((0, 2), (0, 0)), error 21.
@@ -234,9 +234,9 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer,
-# vision tokens make only keys and values: they predict nothing. Tensor-product attention asks for
-# two things at once, like degree 2: query and key, in 2 pieces of 8, score (q1.k1)(q2.k2).
+# added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer
+# (of 1), vision tokens make only keys and values: they predict nothing. Tensor-product attention
+# asks for two things at once, like degree 2: not q.k, but, both cut in 2 pieces, (q1.k1)(q2.k2).
 # (Better? We saw no difference.) A head (default: 1) does all this with its part of the numbers.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
@@ -308,7 +308,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. They
-    # learn: d(w.x)/dw = x is not 0. But d(w.x)/dx = w is 0: until w moves, x gets no error.
+    # can learn, as d(w.x)/dw = x. What made x can't until w has moved: its error is d(w.x)/dx = w.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far the tape holds only G's Values. Set aside, they just collect grads in each backward();
-    # after the last example, walk_back() hands these sums on to the weights, once.
+    # The tape holds only G's Values now. The first backward() would empty it: set it aside. G's
+    # grads add up over the examples; at the end, walk_back() hands them on to the weights, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -375,8 +375,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): rate * g / |g| if g stays, else less. Means begin at 0, so
-# are too small at first: dividing them by 1 - BETA^step repairs that. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): by rate if g is steady, else less. As means begin at 0, that
+# of a steady g is only (1 - BETA^step) g: divide it by that. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -656,8 +656,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C reaches all processes; only this one may heed it. Copies of it (fork) inherit that we
-    # ignore it now; those that begin afresh (spawn) ignore it in follow().
+    # Ctrl-C reaches all processes; only this one may heed it. So it is ignored while the others
+    # start: copies of this one (fork) go on ignoring it; fresh ones (spawn) do so in follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
     try:
         for _ in range(number - 1):
@@ -666,7 +666,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy: see follow()
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: a helper process of Python's died
+    except (OSError, EOFError) as error:  # EOFError: Python's forkserver died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -1039,9 +1039,9 @@ def kept(weights, settings, x):
             of_mirror = linear(zip(*right), list(map(mul, f, linear(left, v))))
             of_s = [(a + b) / 2 for a, b in zip(of_a, of_mirror)]
             v = rmsnorm([a + length * b for a, b in zip(of_s, v)])
-        # Now S v is v times the eigenvalue, whose root is the size of the image (up to a factor, as
-        # v is not of length 1; all patches share it). v and -v have the same table: take the sign
-        # that fits the patch.
+        # Now S v is v times the eigenvalue, whose root is the size of the image (times a number, as
+        # v is not of length 1; greys() divides by the brightest pixel). v and -v have the same
+        # table: take the sign that fits the patch.
         size = math.copysign(max(dot(of_s, v), 0.0) ** 0.5, dot(patch, v))
         out += [size * a for a in v]
     return out
@@ -1159,7 +1159,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    # Else a port stays taken for a while after its server. (On Windows, two could share it.)
+    # Else a port stays taken for a minute after its server ends. (Windows would let two share it.)
     allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
