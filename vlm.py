@@ -1241,10 +1241,9 @@ def show_answers(settings, digits, images, answers):
 
 def interval(right, count):
     """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
-    # If each is right with the probability p, then count p are, more or less: in 95 % of cases
-    # by at most 1.96 standard deviations, sqrt(count p (1 - p)). At the ends of the interval,
-    # `right` is so far away (Wilson 1927): (right - count p)^2 = s count p (1 - p), s = 1.96^2.
-    # Divided by count: (count + s) p^2 - (2 right + s) p + right^2 / count = 0.
+    # If each is right with probability p, count * p are expected, with the standard deviation
+    # sqrt(count p (1 - p)). At the ends, `right` is 1.96 of these away (Wilson 1927):
+    # (right - count p)^2 = s count p (1 - p), s = 1.96^2. That is a quadratic equation for p.
     s = 1.96 ** 2
     root = math.sqrt(s * (right * (count - right) / count + s / 4))
     return [100 * (right + s / 2 + d) / (count + s) for d in (-root, root)]
