@@ -15,7 +15,7 @@ encoder, or visual tokenizer) makes them of the image. The others are letters (t
 example to learn from is a pair: an image, as a list with a number for each pixel, and a text, in
 which '<' is BOS, its begin, and '>' is EOS, its end:
 
-    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 0 is black; mean of their squares: 1
+    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 64 of them; 0 is black; mean of squares: 1
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through the mouth, into the eye, and teaches it what matters.
@@ -153,15 +153,15 @@ def softmax(scores, scale=1.0):
     probs = [e / total for e in exps]
     if type(scores) is not Vector:
         return probs
-    # p_i = e_i / T: exps, their total. Derived by score j, e_j' = T' = scale e_j, other e_i' = 0.
-    # Quotient rule: p_i' = (e_i' T - e_i T') / T^2 = scale p_i ((i == j) - p_j), where True is 1.
+    # p_i = e_i / T. Score j changes only e_j and T, both by scale e_j. So, by the quotient rule,
+    # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j, where True is 1.
     return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
                     for i, p in enumerate(probs)])
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
 # A vision token is a vector of latents, numbers that answer questions about the image x. With a
 # pattern l, a row of weights, the dot product l.x says how much of l is in x. A latent is the
-# product of several: are these things there together? Its degree is their number:
+# product of several such: are these patterns there together? Its degree is their number:
 #     degree 2: (l.x)(r.x)       are both l and r in it (or their opposites: two negatives)?
 #     degree 3: (l.c)(m.c)(r.c)  of the contrast c, x less its mean, rescaled: that learns faster
 # Latent j of token 0 has row j of weights['eye0.0'] as its l, of 'eye0.1' as its r. By default
@@ -191,16 +191,16 @@ def code(settings, tokens):
 # ---- The eye as an autoencoder -------------------------------------------------------------------
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
-# well; but the chapter Drawing lives on it. Each, (l.x)(r.x) = sum_pq l_p r_q x_p x_q, saw products
-# of two pixels. So they can rebuild a table B of these: x_p x_q in row p, column q. We write x x^T
-# for it; likewise a b^T. For tables, too, . multiplies and adds up elements:
+# well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q, they saw the
+# table B of all products of two pixels, x_p x_q in row p, column q. We write B = x x^T, and in the
+# same way T_j = l_j r_j^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
-#     f_j = (l_j.x)(r_j.x) = (l_j r_j^T).B: a latent is how much of the table l_j r_j^T is in B
-# So they rebuild B as A = sum_j f_j l_j r_j^T. (As v = (v.u) u + (v.w) w in a plane, if u, w have
-# length 1 and are perpendicular; 64*64 such tables give B.) We have 16: learning brings A near B.
+#     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
+# In a plane, v = (v.u) u + (v.w) w, if u, w have length 1 and are perpendicular. A table is
+# like a vector: 64*64 such T_j give B = sum_j f_j T_j. With 16, learning brings the sum A near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
-#     A.A = sum_ij f_i f_j (l_i r_i^T).(l_j r_j^T) = f.(G f), with G_ij = (l_i.l_j)(r_i.r_j)
-#     A.B = sum_j f_j (l_j r_j^T).B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
+#     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
+#     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # x = (1, 2), l = (1, 0), r = (0, 1): B = ((1, 2), (2, 4)), f = 2, A = ((0, 2), (0, 0)), error 21.
 
 def patterns(weights, settings, factor):
@@ -234,10 +234,11 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. A (KV) cache keeps keys and values, as no later token changes them. In the last layer
-# (of 1), vision tokens make only keys and values: they predict nothing. Tensor-product attention
-# asks for two things at once, like degree 2: not q.k, but, both cut in 2 pieces, (q1.k1)(q2.k2).
-# (Better? We saw no difference.) A head (default: 1) does all this with its part of the numbers.
+# added to h. As a token looks only back, its key and value stay: a (KV) cache keeps them. Of vision
+# tokens, which predict nothing, the last layer (of 1) makes only these: nobody will read their h.
+#
+# Tensor-product attention asks for two things at once, like degree 2: q and k, cut in 2 pieces,
+# score (q1.k1)(q2.k2), not q.k. (We saw no difference.) Each head (default: 1) has its part of all.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -307,8 +308,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. They
-    # can learn, as d(w.x)/dw = x. What made x can't until w has moved: its error is d(w.x)/dx = w.
+    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. Such
+    # a w can learn, as d(w.x)/dw = x. What made x must wait: its derivative, d(w.x)/dx = w, is 0.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -331,8 +332,7 @@ def matrices(settings, numbers):
 # more; over a text, they add up to -log of its probability. The mouth is fed the right letters
 # (teacher forcing). Letters with p above settings.known (0.85) teach little: left out of the sum,
 # they have a grad of 0, and backward() skips them (after Jiang et al. 2019, arXiv:1910.00762). An
-# example's loss is the sum of its letters', plus settings.reconstruction (0.5) times the part that
-# is not rebuilt.
+# example's loss is that sum, plus settings.reconstruction (0.5) times the part that is not rebuilt.
 
 def cross_entropy(logits, target):
     """logits [n], index of the right one -> -log of its probability"""
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # The tape holds only G's Values now. The first backward() would empty it: set it aside. G's
-    # grads add up over the examples; at the end, walk_back() hands them on to the weights, once.
+    # G's Values serve all examples; now only they are on the tape. Keep it apart: backward() would
+    # empty it. Like leaves, they add up grads over all; then walk_back() hands these on, once.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -375,12 +375,12 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): by rate if g is steady, else less. As means begin at 0, that
-# of a steady g is only (1 - BETA^step) g: divide it by that. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0, so are
+# too small at first, by the factor 1 - BETA^step: divide by it. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
-    """By endless examples, change numbers (or those at places); yield each step's loss."""
+    """By an endless iterator of examples, change numbers (at places); yield each step's loss."""
     means, squares = [0.0] * len(numbers), [0.0] * len(numbers)
     new1, new2 = 1 - BETA1, 1 - BETA2
     for step in range(1, settings.steps + 1):  # 380
@@ -454,7 +454,7 @@ def sampler(settings, x, question):
         """logits [n] -> an index, drawn among the likeliest that together reach top_p"""
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         likely = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
-        sums = list(accumulate(probs[index] for index in likely))  # of the first, of two ...
+        sums = list(accumulate(probs[index] for index in likely))  # .6 .9 1.0: 2 reach .8
         if math.isnan(sums[0]):  # from huge weights: choices() refuses it
             return likely[0]
         enough = 1 + sum(total < settings.top_p for total in sums)
@@ -462,20 +462,21 @@ def sampler(settings, x, question):
     return choose
 
 def answer(weights, settings, x):
-    """image x -> ({question: what the mouth says}, the part of x x^T that is not rebuilt)"""
+    """image x -> ({question: its name, probability, letters}, the part of x x^T not rebuilt)"""
     vision, said = see(weights, settings, x), {}
     tokens = sum(map(len, vision))
     for question in settings.questions:
-        cache, letters = prefill(weights, settings, vision), []
-        how = {'choose': sampler(settings, x, question)} if settings.temperature else {}
-        for letter, p in speak(weights, settings, cache, PROMPTS[question], **how):
+        cache, letters, probability = prefill(weights, settings, vision), [], 1.0
+        say = (partial(speak, choose=sampler(settings, x, question)) if settings.temperature
+               else speak)
+        for letter, p in say(weights, settings, cache, PROMPTS[question]):
+            probability *= p  # EOS counts, too
             # speak() is a generator: here it pauses. Now the last of a layer's shares are those of
             # the token that predicted this letter, [heads][so far], vision tokens first.
-            heads = [head for _, _, shares in cache for head in shares[-1]]
+            heads = [head for keys, values, shares in cache for head in shares[-1]]
             looked = sum(sum(head[:tokens]) for head in heads) / len(heads)  # at the image
-            letters.append({'letter': letter, 'probability': p, 'look': looked})
-        probability = math.prod(entry['probability'] for entry in letters)  # EOS counts, too
-        letters = [entry for entry in letters if entry['letter'] != EOS]
+            if letter != EOS:
+                letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(entry['letter'] for entry in letters)
         said[question] = {'name': name, 'probability': probability, 'letters': letters}
     return said, rebuilding_loss(weights, settings, vision, x)
@@ -510,10 +511,10 @@ def learning_places(settings):
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
 # ---- Settings, and the command line --------------------------------------------------------------
-# A row: name, default (or two: for size 8, for 14), least (null: none), meaning. The default tells
-# the type; if it is null, a text, unless SPECIAL says more.
+# A row: name; default (or two: for size 8, for 14) and least (null: none), as JSON; meaning. The
+# default tells the type; if it is null, a text, unless SPECIAL says more.
 OPTIONS = {'common': """
-size            8/14      1     pixels on a side, 8 or 14
+size            8         1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
 seed            1         0     fixes all that is random
 test            10000     1     test images; with draw or page, by default none
@@ -555,8 +556,8 @@ SPECIAL = {  # what argparse needs to know of some options; True: --page without
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
     'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
 
-# Saved with the weights. learned: the questions that they know; settings.questions: those that we
-# ask in this run. New weights learn what is asked; of those in a file, we may ask fewer.
+# The settings that shape the weights; saved with them. `learned` (in no row above) lists the
+# questions that they know; settings.questions, those to ask in this run: perhaps fewer.
 SHAPING = ['size', 'learned', *[name for group, name, *_ in ROWS if group == 'model']]
 
 def complete(given):
@@ -576,13 +577,13 @@ def complete(given):
     return settings
 
 def mistakes(settings):
-    """-> what is wrong with the settings, if anything"""
+    """-> what is wrong with the settings (a file's can be of any type), or ''"""
     for _, name, _, least, _ in ROWS:
         value, least = vars(settings)[name], json.loads(least)
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # without a file: any question
+    askable = s.learned if s.load else [*ANSWERS]  # any: new weights; or load() asks, see there
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -656,17 +657,17 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C reaches all processes; only this one may heed it. So it is ignored while the others
-    # start: copies of this one (fork) go on ignoring it; fresh ones (spawn) do so in follow().
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it did before
+    # Ctrl-C sends the signal SIGINT to all processes; only this one may end by it. The others
+    # ignore it (SIG_IGN): a new process takes that over from this one (fork); follow() repeats it.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
             process.start()
-            theirs.close()  # that process has its own copy: see follow()
+            theirs.close()  # that process has its own copy
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: Python's forkserver died
+    except (OSError, EOFError) as error:  # EOFError: what starts them died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -686,11 +687,11 @@ def pause_gc():
         gc.disable()
 
 def shared_map(pipes, function, items):
-    """pipes to other processes -> [function(item) for item in items]; pipes that ended go"""
+    """pipes to other processes -> [function(item) for item in items]; dead pipes are removed"""
     results, stride = [None] * len(items), len(pipes) + 1
     for rank, pipe in enumerate(pipes, 1):
         with suppress(OSError):  # it has ended: noticed below
-            pipe.send((function, items[rank::stride]))  # 1 of 3: items 1, 4, 7 ...
+            pipe.send((function, items[rank::stride]))  # rank 1 of 3: 1, 4, 7 ...
     results[::stride] = map(function, items[::stride])
     for rank, pipe in enumerate(list(pipes), 1):  # a copy, as pipes may lose some
         try:
@@ -705,8 +706,9 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Both processes have copies of both ends of this pipe. recv() fails once the other is dead, but
-    # only if no copy of the other's end is open. So each closes the end that it does not use.
+    # If the first process is killed, recv() must fail, so that this one ends. It fails once nobody
+    # has the first's end of our pipe open: so close our copy. (Processes forked later have copies,
+    # too. Nobody has one of the last process's: it ends first, then the one before it, and so on.)
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -750,8 +752,8 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Each line is read through a window. It is moved by shift, and by slant times -1 (first
-        # line) to 1 (last); it is longer by stretch at both ends. It may begin in the pad.
+        # Lines are read through a window: moved by shift, and by slant times -1 (first line) to 1
+        # (last); longer by stretch at both ends. shrink() has zeros after a line; pad, before it.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
@@ -770,13 +772,13 @@ def examples(settings, digits):
     for epoch in count():
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits, epoch * len(digits)):
-            question = settings.questions[i // 2 % len(settings.questions)]
-            text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier. A
             # question comes twice in a row: if two took turns, the same one would always be cut.
+            question = settings.questions[i // 2 % len(settings.questions)]
+            text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             yield pixels, text[:3] if i % 2 else text
 
 # ---- Files: weights ------------------------------------------------------------------------------
@@ -808,16 +810,16 @@ def save(path, settings, numbers):
 def load(path):
     """-> the settings in a file by save(), its numbers"""
     # What is not here is looked for beside vlm.py: data/weights-8.json, say.
-    here, beside = Path(path), data_folder().parent / path
+    here, beside = Path(path), Path(__file__).resolve().parent / path
     content = (beside if beside.exists() and not here.exists() else here).read_bytes()
     good = False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack it
-        settings, numbers = complete(saved), file['numbers']
+        settings, numbers = complete(saved), file['numbers']  # asked: all it learned
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)  # complete() set questions to learned: both are checked
-                and settings.layers < len(numbers)  # not a billion: shapes() would take for ever
+                and not mistakes(settings)  # so all that it learned is in the table
+                and settings.layers < len(numbers)  # else shapes() may loop a billion times
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
     check(good, f'{path} is damaged, or not a weights file of vlm.py')
@@ -845,8 +847,8 @@ def unzip(content):
 
 def read_idx(folder, name, *shape):
     """-> the items of an IDX file, of this shape: (side, side) for images, () for labels"""
-    # Its header, 4 bytes each: 0x803 for images (0x800 + 3 dimensions), 0x801 for labels; number
-    # of items; shape of an item. The items follow. (split() cuts bytes, too.)
+    # Its header, 4 bytes each: 0x801 plus the dimensions of an item (2 for images, 0 for labels);
+    # number of items; shape of an item. The items follow. (split() cuts bytes, too.)
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
@@ -859,7 +861,7 @@ def read_idx(folder, name, *shape):
 def read_digits(folder, kind, side):
     """-> the digits of a folder: [(pixels, digit)]"""
     images = read_idx(folder, f'{kind}-images-idx3-ubyte', side, side)
-    labels = list(map(ord, read_idx(folder, f'{kind}-labels-idx1-ubyte')))
+    labels = [label[0] for label in read_idx(folder, f'{kind}-labels-idx1-ubyte')]
     check(len(labels) == len(images) and max(labels) < 10,
           f'{folder} has {kind} labels that do not fit its images')
     return list(zip(images, labels))
@@ -910,7 +912,7 @@ def unicode():
     return 'utf' in (sys.stdout.encoding or '').lower()
 
 def caption(right, said):
-    """the right text, answer() -> a line that compares them"""
+    """the right text, what answer() has for a question -> a line that compares them"""
     mark = ('✗✓' if unicode() else 'x+')[said['name'] == right]
     return f'{said["name"]} {mark} {said["probability"]:.1%}'
 
@@ -934,14 +936,14 @@ def show(settings, images, captions):
     together = max(80 // (column + 1), 1)
     for some, texts in zip(split(pictures, together), split(captions, together)):
         for lines in zip(*some):
-            print(*[line + ' ' * (column - width) for line in lines])
+            print(*[line + ' ' * (column - width) for line in lines])  # colours take no room
         print(*[text.ljust(column) for text in texts], end='\n\n')
 
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit: the eye can rebuild only such (a learned prior; A. Nguyen et al. 2016, arXiv:1612.00005).
-# Of 20 drawings by the two models in data/, the other reads 17; of 20 without that loss, 10.
+# The two models in data/ drew ten digits each: of 20, the other reads 17; without that loss, 10.
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # the page's threads share one tape (reading needs none)
 
@@ -969,14 +971,15 @@ def draw_and_read(weights, settings, question, name, start=None):
     return images, answer(weights, settings, images[-1])[0][question]
 
 def question_of(settings, name):
-    """an answer -> the first question of the table that has it, and is asked; perhaps None"""
+    """an answer -> the first question of the table that has it and is asked; perhaps None"""
+    # (Not the first that is asked: `one` shall be a one, not what comes before one.)
     return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
 
 def to_draw(settings):
     """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
     names = ','.join(settings.draw).split(',')  # both `seven three` and `seven,three` will do
     every = next((ANSWERS[q] for q in ANSWERS if q in settings.questions), [])
-    return list(dict.fromkeys(every)) if names == ['all'] else names
+    return list(dict.fromkeys(every)) if names == ['all'] else names  # each once
 
 def exhibit(weights, settings):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
@@ -1013,37 +1016,31 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    # ([empty] * -2 is []: they are never moved up. What would stand below row 28 is cut off.)
-    return ([empty] * round(14 - centre_of_mass) + lines + [empty] * 8)[:28]
+    above = max(round(14 - centre_of_mass), 0)  # more than 8, if `lines` had to be filled up
+    return ([empty] * above + lines + [empty] * 8)[:28]
+
+def rebuilt_times(f, left, right, w):
+    """-> A w, the dots of A's rows with w, for A = sum_j f_j l_j r_j^T: sum_j f_j (r_j.w) l_j"""
+    factors = list(map(mul, f, linear(right, w)))
+    return linear(zip(*left), factors)  # number i: a dot with number i of each l_j
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # It rebuilds A = sum_j f_j l_j r_j^T, a table near x x^T. We look for the image v whose table
-    # v v^T is nearest to A. (Skip the reason if you do not know linear algebra.) Let S be the mean
-    # of A and A^T, its mirror image. For some v, its eigenvectors, S v is v times a number, the
-    # eigenvalue. We look for the v with the largest.
-    #
-    # Multiply any v by S, again and again: its part in that direction outgrows the others (power
-    # iteration). But so could one with a negative eigenvalue. None is below -a, where a is the
-    # length of A: a^2 = A.A = f.(G f). So a * v is added to S v: that lifts each eigenvalue by
-    # a, and none is negative.
+    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), their
+    # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2. Its derivative by w is
+    # 4 ((w.w) w - S w), with S w the mean of A w and A^T w. From the patch on, move w against it.
+    # Steps of 1 / (4 (a + w.w)) do not go too far, with a the length of A, a^2 = A.A = f.(G f). So
+    # w becomes (a w + S w) / (a + w.w). (A power iteration, towards an eigenvector of S.)
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
-        f, v = code(settings, look(weights, settings, patch)), rmsnorm(patch)
-        length = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
+        f, w = code(settings, look(weights, settings, patch)), patch
+        a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
         for _ in range(10):
-            # A v = sum_j f_j (r_j.v) l_j: its number i is a dot with number i of each l_j, which
-            # zip(*left) has as a row. A^T v likewise, with l and r exchanged.
-            of_a = linear(zip(*left), list(map(mul, f, linear(right, v))))
-            of_mirror = linear(zip(*right), list(map(mul, f, linear(left, v))))
-            of_s = [(a + b) / 2 for a, b in zip(of_a, of_mirror)]
-            v = rmsnorm([a + length * b for a, b in zip(of_s, v)])
-        # Now S v is v times the eigenvalue, whose root is the size of the image (times a number, as
-        # v is not of length 1; greys() divides by the brightest pixel). v and -v have the same
-        # table: take the sign that fits the patch.
-        size = math.copysign(max(dot(of_s, v), 0.0) ** 0.5, dot(patch, v))
-        out += [size * a for a in v]
+            both = zip(w, rebuilt_times(f, left, right, w), rebuilt_times(f, right, left, w))
+            size = a + dot(w, w) + 1e-30  # never divide by zero
+            w = [(a * v + (p + q) / 2) / size for v, p, q in both]
+        out += w
     return out
 
 def read_page(weights, settings, question, body):
@@ -1082,11 +1079,11 @@ TASKS = {'/': ('GET', read_page), '/read': ('POST', read_drawing), '/draw': ('PO
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    # Else a request like `GET /`, without a version, were HTTP/0.9, whose answers have no status.
+    # Else `GET /`, without a version, would be HTTP/0.9, whose answers have no status.
     default_request_version = 'HTTP/1.0'
     log_message = lambda *_: None  # else each request would print a line
 
-    def do_POST(self):
+    def respond(self):
         """Answer with what a task makes of the request; http.server sets its parts."""
         path, _, query = self.path.partition('?')
         weights, settings = self.server.model  # from serve()
@@ -1094,25 +1091,23 @@ class Page(BaseHTTPRequestHandler):
         method, task = TASKS.get(path, (None, None))
         try:
             self.check_sender()
-            # Whatever is asked for, the body is read first: see handle().
+            if self.command != method:
+                return self.send_error(405 if task else 404)  # wrong method; wrong path
+            check(question in settings.questions, f'no question is named {question}')
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'a Content-Length has 1 to 7 digits')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
-            if self.command != method:
-                return self.send_error(405 if task else 404)  # wrong method; wrong path
-            check(question in settings.questions, f'no question is named {question}')
             content = task(weights, settings, question, body)
         # SystemExit: by check(); OSError: `timeout` seconds of silence; the others: by json
         except (SystemExit, OSError, ValueError, RecursionError) as refusal:
-            return self.send_error(400, str(refusal).replace('vlm.py: ', ''))
+            return self.send_error(400, str(refusal).removeprefix('vlm.py: '))
         self.send(200, content)
 
-    do_GET = do_POST
+    do_GET = do_POST = respond  # as http.server calls them
 
     def parse_request(self):
-        """-> whether this is a request. It is none if Python's parser of headers fails, as by some
-        Content-Type."""
+        """-> whether the request can be read (some Content-Type makes Python's parser raise)"""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1122,9 +1117,9 @@ class Page(BaseHTTPRequestHandler):
         """Refuse other machines and sites."""
         ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
-        # A site's name can be made to lead here (DNS rebinding): then Host is that name.
+        # Host: the name by which the browser came. A site may let its own lead here: DNS rebinding.
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
-        # Any site's page can make the browser send requests here: then Origin is that site.
+        # Origin: the site whose page made the browser send this. Any site's page can.
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
 
     def send_error(self, code, message=None, *_):
@@ -1239,14 +1234,15 @@ def show_answers(settings, digits, images, answers):
             print(f'[{label}] true: {name} | generated: {text}')
     sys.stdout.flush()
 
-def interval(right, count):
-    """how many of count answers were right -> the 95% interval of the true accuracy, in %"""
-    # If each is right with probability p, count * p are expected, with the standard deviation
-    # sqrt(count p (1 - p)). At the ends, `right` is 1.96 of these away (Wilson 1927):
-    # (right - count p)^2 = s count p (1 - p), s = 1.96^2. That is a quadratic equation for p.
+def interval(right, total):
+    """how many of so many answers were right -> the 95% interval of the true accuracy, in %"""
+    # If p is the true accuracy, `right` is, in 95 % of cases, at most 1.96 standard deviations,
+    # sqrt(total p (1 - p)), from total p. We know right, not p: the interval is every p for which
+    # that is so (Wilson 1927). At its ends (right - total p)^2 = s total p (1 - p), s = 1.96^2, or
+    # (total + s) p^2 - (2 right + s) p + right^2 / total = 0.
     s = 1.96 ** 2
-    root = math.sqrt(s * (right * (count - right) / count + s / 4))
-    return [100 * (right + s / 2 + d) / (count + s) for d in (-root, root)]
+    root = math.sqrt(s * (right * (total - right) / total + s / 4))
+    return [100 * (right + s / 2 + d) / (total + s) for d in (-root, root)]
 
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
@@ -1262,6 +1258,7 @@ def main(argv=None):
     print(f'{len(numbers):,} parameters{images}')
     own, usual = vars(settings), vars(complete({'size': settings.size}))
     changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
+    # The size, and what is not the default
     print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]), flush=True)
     if settings.steps:
         train(settings, numbers, digits)
@@ -1280,13 +1277,13 @@ if __name__ == '__main__':
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
+    # Flush inside the try, so that a failure is still reported. A usual end would then flush, and
+    # fail, again: os._exit() ends at once, and leaves no time for a second Ctrl-C.
     try:
         try:
             main()
         finally:
-            sys.stdout.flush()  # now, when we can still say what goes wrong
-    # os._exit() ends at once. After sys.exit() there would be a second flush, to fail again, and
-    # time for a second Ctrl-C.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         os._exit(130)  # as shells have it: 128 + SIGINT
     except BrokenPipeError:  # whoever read our output, like `| head`, has seen enough
