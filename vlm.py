@@ -20,7 +20,7 @@ which '<' is BOS, its begin, and '>' is EOS, its end:
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through the mouth, into the eye, and teaches it what matters.
 
-If you know Python and school calculus, you can read the algorithm in about two hours, and then
+If you know Python and school calculus, you can read the algorithm in a good two hours, and then
 explain what all numbers do. It ends at "That was the algorithm"; the rest is comfort. MIT licence.
 """
 import math, random
@@ -410,7 +410,7 @@ def speak(weights, settings, cache, letter=BOS, choose=lambda logits: logits.ind
 # That was the algorithm. What follows is comfort, and each chapter can be skipped.
 
 import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, sys, threading
-import time, urllib.error, urllib.parse, urllib.request, webbrowser, zlib
+import time, urllib.parse, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate, count
@@ -514,7 +514,7 @@ def learning_places(settings):
 # A row: name; default (or two: for size 8, for 14) and least (null: none), as JSON; meaning. The
 # default tells the type; if it is null, a text, unless SPECIAL says more.
 OPTIONS = {'common': """
-size            8         1     pixels on a side, 8 or 14
+size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
 seed            1         0     fixes all that is random
 test            10000     1     test images; with draw or page, by default none
@@ -583,7 +583,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # any: new weights; or load() asks, see there
+    askable = s.learned if s.load else [*ANSWERS]  # any, if new, or asked by load()
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -871,12 +871,9 @@ def download(path):
     wrong = []
     for mirror in MIRRORS:
         try:
-            response = urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT)
-            progress(f'downloading {path.name}', stay=True)
-            content = response.read()
-        except urllib.error.HTTPError as refusal:  # such as 404
-            refusal.close()
-            continue
+            with urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT) as response:
+                progress(f'downloading {path.name}', stay=True)
+                content = response.read()
         except Exception:  # a network fails in many ways
             continue
         if hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
@@ -972,7 +969,7 @@ def draw_and_read(weights, settings, question, name, start=None):
 
 def question_of(settings, name):
     """an answer -> the first question of the table that has it and is asked; perhaps None"""
-    # (Not the first that is asked: `one` shall be a one, not what comes before one.)
+    # (Names come first: so `one` is a one.)
     return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
 
 def to_draw(settings):
@@ -1016,7 +1013,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # more than 8, if `lines` had to be filled up
+    above = max(round(14 - centre_of_mass), 0)  # above 8 if filled up
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
