@@ -196,8 +196,8 @@ def code(settings, tokens):
 # same way T_j = l_j r_j^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u, w have length 1 and are perpendicular. A table is
-# like a vector: 64*64 such T_j give B = sum_j f_j T_j. With 16, learning brings the sum A near B.
+# In a plane, v = (v.u) u + (v.w) w, if u, w have length 1 and are perpendicular. With 64*64 T_j
+# like u and w, B = sum_j f_j T_j. We have but 16: A = sum_j f_j T_j. Learning brings it near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -238,7 +238,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # tokens, which predict nothing, the last layer (of 1) makes only these: nobody will read their h.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, cut in 2 pieces,
-# score (q1.k1)(q2.k2), not q.k. (We saw no difference.) Each head (default: 1) has its part of all.
+# score (q1.k1)(q2.k2), not q.k. (We saw no difference.) Heads (default: 1) share out q, k, value.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # G's Values serve all examples; now only they are on the tape. Keep it apart: backward() would
-    # empty it. Like leaves, they add up grads over all; then walk_back() hands these on, once.
+    # So far only G's Values are on the tape. All examples use them: put it aside, where backward()
+    # cannot empty it. Each example adds to G's grads; after the last, walk_back() hands them on.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -511,8 +511,8 @@ def learning_places(settings):
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
 # ---- Settings, and the command line --------------------------------------------------------------
-# A row: name; default (or two: for size 8, for 14) and least (null: none), as JSON; meaning. The
-# default tells the type; if it is null, a text, unless SPECIAL says more.
+# A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, of the
+# option's type: 0.0, not 0, for a float. null: none (then it is a text, if SPECIAL says no more).
 OPTIONS = {'common': """
 size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
@@ -583,7 +583,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # any, if new, or asked by load()
+    askable = s.learned if s.load else [*ANSWERS]  # load() has not set s.load: any
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -657,8 +657,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C sends the signal SIGINT to all processes; only this one may end by it. The others
-    # ignore it (SIG_IGN): a new process takes that over from this one (fork); follow() repeats it.
+    # Ctrl-C sends SIGINT to all processes; only this one may end by it. A forked process inherits
+    # what this one does, so ignore it meanwhile (SIG_IGN). If started otherwise, follow() does it.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
@@ -667,7 +667,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: what starts them died
+    except (OSError, EOFError) as error:  # EOFError: the fork server died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -706,9 +706,9 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the first process is killed, recv() must fail, so that this one ends. It fails once nobody
-    # has the first's end of our pipe open: so close our copy. (Processes forked later have copies,
-    # too. Nobody has one of the last process's: it ends first, then the one before it, and so on.)
+    # If the first process is killed, recv() must fail, so that this one ends. It fails once no
+    # process has the pipe's other end open: close our copy. (A process forked after this one has a
+    # copy, too. None was forked after the last: it ends first, then the one before it, and so on.)
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -752,8 +752,9 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Lines are read through a window: moved by shift, and by slant times -1 (first line) to 1
-        # (last); longer by stretch at both ends. shrink() has zeros after a line; pad, before it.
+        # Lines are read through a window: it begins later by shift, and by slant times -1 (first) to 1
+        # (last); stretch lengthens it at both ends, so the digit gets narrower. shrink() has zeros
+        # after a line; pad, before it.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
@@ -1013,11 +1014,12 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # above 8 if filled up
+    above = max(round(14 - centre_of_mass), 0)  # beyond 8 if filled up: cut off below
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
-    """-> A w, the dots of A's rows with w, for A = sum_j f_j l_j r_j^T: sum_j f_j (r_j.w) l_j"""
+    """-> A w, for A = sum_j f_j l_j r_j^T. Row p of l r^T is l_p r, its dot with w is l_p (r.w): so
+    A w = sum_j f_j (r_j.w) l_j"""
     factors = list(map(mul, f, linear(right, w)))
     return linear(zip(*left), factors)  # number i: a dot with number i of each l_j
 
@@ -1025,9 +1027,10 @@ def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), their
     # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2. Its derivative by w is
-    # 4 ((w.w) w - S w), with S w the mean of A w and A^T w. From the patch on, move w against it.
-    # Steps of 1 / (4 (a + w.w)) do not go too far, with a the length of A, a^2 = A.A = f.(G f). So
-    # w becomes (a w + S w) / (a + w.w). (A power iteration, towards an eigenvector of S.)
+    # 4 (w.w) w - 2 (p + q), p = sum_j f_j (r_j.w) l_j, q = sum_j f_j (l_j.w) r_j. Move w, at first
+    # the patch, against it, by 1 / (4 (a + w.w)) of it: w becomes (a w + (p + q) / 2) / (a + w.w).
+    # With a^2 = A.A = f.(G f), p and q are at most a times as long as w, so the new w is never
+    # longer than sqrt(a): no step goes too far. (It is a power iteration.)
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -1104,7 +1107,7 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST = respond  # as http.server calls them
 
     def parse_request(self):
-        """-> whether the request can be read (some Content-Type makes Python's parser raise)"""
+        """-> whether it is a request; if Python's parser fails (on a Content-Type), answer 400"""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1114,9 +1117,10 @@ class Page(BaseHTTPRequestHandler):
         """Refuse other machines and sites."""
         ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
-        # Host: the name by which the browser came. A site may let its own lead here: DNS rebinding.
+        # Host: the name in the address bar. A site can have its own name lead to 127.0.0.1 (DNS
+        # rebinding): its page would count as ours, and could read our answers.
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
-        # Origin: the site whose page made the browser send this. Any site's page can.
+        # Origin: the site whose page sends this. Any page can, to any address.
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
 
     def send_error(self, code, message=None, *_):
@@ -1151,7 +1155,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    # Else a port stays taken for a minute after its server ends. (Windows would let two share it.)
+    # True: a port can be taken again at once. (In Windows, two servers could then share it.)
     allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
@@ -1236,7 +1240,7 @@ def interval(right, total):
     # If p is the true accuracy, `right` is, in 95 % of cases, at most 1.96 standard deviations,
     # sqrt(total p (1 - p)), from total p. We know right, not p: the interval is every p for which
     # that is so (Wilson 1927). At its ends (right - total p)^2 = s total p (1 - p), s = 1.96^2, or
-    # (total + s) p^2 - (2 right + s) p + right^2 / total = 0.
+    # (total + s) p^2 - (2 right + s) p + right^2 / total = 0: two solutions.
     s = 1.96 ** 2
     root = math.sqrt(s * (right * (total - right) / total + s / 4))
     return [100 * (right + s / 2 + d) / (total + s) for d in (-root, root)]
@@ -1274,8 +1278,9 @@ if __name__ == '__main__':
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
-    # Flush inside the try, so that a failure is still reported. A usual end would then flush, and
-    # fail, again: os._exit() ends at once, and leaves no time for a second Ctrl-C.
+    # What is still buffered is written at the end. If that fails (disk full), it is reported, too:
+    # so flush inside the try. sys.exit() would flush, and fail, again: os._exit() ends at once, and
+    # leaves no time for a second Ctrl-C.
     try:
         try:
             main()
