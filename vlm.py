@@ -667,7 +667,7 @@ def processes(number):
             process.start()
             theirs.close()  # that process has its own copy
             others.append((process, ours))
-    except (OSError, EOFError) as error:  # EOFError: the fork server died
+    except (OSError, EOFError) as error:  # EOFError: fork server died
         progress(f'no further process can be started: {error}', stay=True)
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
@@ -752,9 +752,9 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # Lines are read through a window: it begins later by shift, and by slant times -1 (first) to 1
-        # (last); stretch lengthens it at both ends, so the digit gets narrower. shrink() has zeros
-        # after a line; pad, before it.
+        # A line is read through a window, which begins later by shift, and by slant times -1 (first
+        # line) to 1 (last). By stretch, it is longer at both ends: so the digit gets narrower.
+        # shrink() has zeros after a line; pad, before it.
         pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
         first = len(pad) + shift - stretch
         starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
@@ -1014,7 +1014,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # beyond 8 if filled up: cut off below
+    above = max(round(14 - centre_of_mass), 0)  # above 8 if it was filled up
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
@@ -1030,7 +1030,7 @@ def kept(weights, settings, x):
     # 4 (w.w) w - 2 (p + q), p = sum_j f_j (r_j.w) l_j, q = sum_j f_j (l_j.w) r_j. Move w, at first
     # the patch, against it, by 1 / (4 (a + w.w)) of it: w becomes (a w + (p + q) / 2) / (a + w.w).
     # With a^2 = A.A = f.(G f), p and q are at most a times as long as w, so the new w is never
-    # longer than sqrt(a): no step goes too far. (It is a power iteration.)
+    # longer than sqrt(a): no step goes too far. (A power iteration.)
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     for patch in split(x, len(x) // settings.patches ** 2) if left else []:
@@ -1107,7 +1107,7 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST = respond  # as http.server calls them
 
     def parse_request(self):
-        """-> whether it is a request; if Python's parser fails (on a Content-Type), answer 400"""
+        """-> whether it is readable; if Python's parser fails (on a Content-Type), answer 400"""
         with suppress(Exception):
             return super().parse_request()
         self.send_error(400)
@@ -1155,7 +1155,7 @@ class Page(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait until a thread is theirs
-    # True: a port can be taken again at once. (In Windows, two servers could then share it.)
+    # True: a port can be taken again at once. (In Windows, two could share it.)
     allow_reuse_address = os.name != 'nt'
 
 def open_server(port):
@@ -1240,7 +1240,7 @@ def interval(right, total):
     # If p is the true accuracy, `right` is, in 95 % of cases, at most 1.96 standard deviations,
     # sqrt(total p (1 - p)), from total p. We know right, not p: the interval is every p for which
     # that is so (Wilson 1927). At its ends (right - total p)^2 = s total p (1 - p), s = 1.96^2, or
-    # (total + s) p^2 - (2 right + s) p + right^2 / total = 0: two solutions.
+    # (total + s) p^2 - (2 right + s) p + right^2 / total = 0: solve it.
     s = 1.96 ** 2
     root = math.sqrt(s * (right * (total - right) / total + s / 4))
     return [100 * (right + s / 2 + d) / (total + s) for d in (-root, root)]
@@ -1278,7 +1278,7 @@ if __name__ == '__main__':
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
         sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
-    # What is still buffered is written at the end. If that fails (disk full), it is reported, too:
+    # What is still buffered is written at the end. If that fails (disk full), report it, too:
     # so flush inside the try. sys.exit() would flush, and fail, again: os._exit() ends at once, and
     # leaves no time for a second Ctrl-C.
     try:
