@@ -581,7 +581,7 @@ def mistakes(settings):
     for _, name, _, least, _ in ROWS:
         value, least = vars(settings)[name], json.loads(least)
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
-            return f'{name} must be from {least} to 1e9, not {value!r}'
+            return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
     askable = s.learned if s.load else [*ANSWERS]  # load() has not set s.load: any
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
@@ -1014,7 +1014,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # above 8 if it was filled up
+    above = max(round(14 - centre_of_mass), 0)
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
@@ -1079,8 +1079,6 @@ TASKS = {'/': ('GET', read_page), '/read': ('POST', read_drawing), '/draw': ('PO
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
     timeout = 5  # seconds that the other side may be silent
-    # Else `GET /`, without a version, would be HTTP/0.9, whose answers have no status.
-    default_request_version = 'HTTP/1.0'
     log_message = lambda *_: None  # else each request would print a line
 
     def respond(self):
@@ -1109,7 +1107,9 @@ class Page(BaseHTTPRequestHandler):
     def parse_request(self):
         """-> whether it is readable; if Python's parser fails (on a Content-Type), answer 400"""
         with suppress(Exception):
-            return super().parse_request()
+            parsed = super().parse_request()  # False: answered, but for a blank line
+            if self.raw_requestline.strip():
+                return parsed
         self.send_error(400)
         return False
 
@@ -1131,6 +1131,7 @@ class Page(BaseHTTPRequestHandler):
 
     def send(self, status, content):
         """Answer with a page (bytes), or else with JSON."""
+        self.request_version = 'HTTP/1.0'  # to HTTP/0.9, no status is sent
         page = type(content) is bytes
         content = content if page else json.dumps(content).encode()
         self.send_response(status)

@@ -460,6 +460,8 @@ class Refusals(Case):
                         b'GET / HTTP/x.y\r\n\r\n', b'GET / HTTP/1.1.1\r\n\r\n',
                         b'GET / HTTP/2.0\r\n\r\n', b'a b c d e\r\n\r\n', b'POST /read\r\n\r\n',
                         b'GET /\r\n\r\n', b'\0' * 99 + b'\n', b'\xff\xff\xff\r\n',
+                        b'GET / HTTP/0.9\r\n\r\n', b'GET / HTTP/1.1\rHTTP/0.9\r\n\r\n',
+                        b'\r\n\r\n', b'\n', b' \r\n\r\n',
                         b'\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n',
                         b'GET /' + b'x' * 10 ** 5 + b' HTTP/1.1\r\n\r\n', line + b'\r\n',
                         line + b'X: ' + b'x' * 10 ** 5 + b'\r\n\r\n', line + b'X: y\r\n' * 200,
