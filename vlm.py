@@ -196,8 +196,8 @@ def code(settings, tokens):
 # same way T_j = l_j r_j^T. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u, w have length 1 and are perpendicular. With 64*64 T_j
-# like u and w, B = sum_j f_j T_j. We have but 16: A = sum_j f_j T_j. Learning brings it near B.
+# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. With 64*64 T_j like that, B would
+# be sum_j f_j T_j. We have but 16; learning shapes them so that this sum, A, comes near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -234,11 +234,11 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. As a token looks only back, its key and value stay: a (KV) cache keeps them. Of vision
-# tokens, which predict nothing, the last layer (of 1) makes only these: nobody will read their h.
+# added to h. As a token looks only back, its key and value stay: a (KV) cache keeps them. For vision
+# tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
 #
-# Tensor-product attention asks for two things at once, like degree 2: q and k, cut in 2 pieces,
-# score (q1.k1)(q2.k2), not q.k. (We saw no difference.) Heads (default: 1) share out q, k, value.
+# Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
+# (q1.k1)(q2.k2), not q.k. (No difference seen.) Heads (default: 1) attend apart, each by its part.
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -511,8 +511,8 @@ def learning_places(settings):
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
 # ---- Settings, and the command line --------------------------------------------------------------
-# A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, of the
-# option's type: 0.0, not 0, for a float. null: none (then it is a text, if SPECIAL says no more).
+# A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON; their
+# type is the option's (0.0: a float). null: none; with no default, it is a text, or see SPECIAL.
 OPTIONS = {'common': """
 size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
@@ -583,7 +583,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # load() has not set s.load: any
+    askable = s.learned if s.load else [*ANSWERS]  # new weights, or called by load(): any
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -706,9 +706,9 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the first process is killed, recv() must fail, so that this one ends. It fails once no
-    # process has the pipe's other end open: close our copy. (A process forked after this one has a
-    # copy, too. None was forked after the last: it ends first, then the one before it, and so on.)
+    # If the first process is killed, recv() must fail, so that this one ends. It does once all
+    # copies of first_end are closed: here, ours. (Fork copies what is open, so later processes
+    # hold one, too. The last has no later ones: it ends first, then the one before it, and so on.)
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -816,10 +816,10 @@ def load(path):
     good = False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
-        saved = {'learned': ['name'], **file['settings']}  # older files lack it
-        settings, numbers = complete(saved), file['numbers']  # asked: all it learned
+        saved = {'learned': ['name'], **file['settings']}  # older files lack `learned`
+        settings, numbers = complete(saved), file['numbers']  # its questions are now `learned`
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
-                and not mistakes(settings)  # so all that it learned is in the table
+                and not mistakes(settings)  # so each of its questions is in the table
                 and settings.layers < len(numbers)  # else shapes() may loop a billion times
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
                 and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
@@ -1014,7 +1014,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)
+    above = max(round(14 - centre_of_mass), 0)  # > 8: the last lines fall off (filling, mostly)
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
@@ -1027,19 +1027,23 @@ def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), their
     # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2. Its derivative by w is
-    # 4 (w.w) w - 2 (p + q), p = sum_j f_j (r_j.w) l_j, q = sum_j f_j (l_j.w) r_j. Move w, at first
-    # the patch, against it, by 1 / (4 (a + w.w)) of it: w becomes (a w + (p + q) / 2) / (a + w.w).
-    # With a^2 = A.A = f.(G f), p and q are at most a times as long as w, so the new w is never
-    # longer than sqrt(a): no step goes too far. (A power iteration.)
+    # 4 (w.w) w - 2 (p + q), with p = A w, q the same with l, r swapped. From the patch on, step
+    # against it, by 1 / (4 (a + w.w)) of it, a = sqrt(A.A) = sqrt(f.(G f)). So w becomes
+    # (a w + (p + q) / 2) / (a + w.w). (A power iteration.) It stays bounded: p, q are at most a |w|
+    # long, as in each row a dot product is at most the product of the lengths; so the new w is at
+    # most 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
-    for patch in split(x, len(x) // settings.patches ** 2) if left else []:
+    if not left:  # nothing is rebuilt
+        return out
+    for patch in split(x, len(x) // settings.patches ** 2):
         f, w = code(settings, look(weights, settings, patch)), patch
         a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
         for _ in range(10):
-            both = zip(w, rebuilt_times(f, left, right, w), rebuilt_times(f, right, left, w))
+            p = rebuilt_times(f, left, right, w)
+            q = rebuilt_times(f, right, left, w)
             size = a + dot(w, w) + 1e-30  # never divide by zero
-            w = [(a * v + (p + q) / 2) / size for v, p, q in both]
+            w = [(a * s + (t + u) / 2) / size for s, t, u in zip(w, p, q)]
         out += w
     return out
 
@@ -1105,7 +1109,7 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST = respond  # as http.server calls them
 
     def parse_request(self):
-        """-> whether it is readable; if Python's parser fails (on a Content-Type), answer 400"""
+        """-> whether it is readable; if Python's parser fails (some Content-Type), answer 400"""
         with suppress(Exception):
             parsed = super().parse_request()  # False: answered, but for a blank line
             if self.raw_requestline.strip():
