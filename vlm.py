@@ -234,7 +234,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. As a token looks only back, its key and value stay: a (KV) cache keeps them. For vision
+# added to h. As a token looks only back, key and value stay: a (KV) cache keeps them. For vision
 # tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
