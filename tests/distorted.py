@@ -1,7 +1,7 @@
 """python tests/distorted.py FILE: how many of all 10,000 test images a weights file names rightly, if
 they are shifted, slanted and stretched at random, by up to 0, 1.4 and 3 pixels each.
 
-VLM_MNIST=folder says where MNIST is. About a minute with PyPy.
+VLM_MNIST=folder says where MNIST is. Half a minute to a minute with PyPy.
 """
 import os, random, sys
 from pathlib import Path
