@@ -15,7 +15,7 @@ encoder, or visual tokenizer) makes them of the image. The others are letters (t
 example to learn from is a pair: an image, as a list with a number for each pixel, and a text, in
 which '<' is BOS, its begin, and '>' is EOS, its end:
 
-    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 64 of them; 0 is black; mean of squares: 1
+    ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 64; 0 is black; scaled to mean square 1
 
 The idea to look out for: nobody tells the eye what to look for. Letters are right or wrong; their
 error flows back, through the mouth, into the eye, and teaches it what matters.
@@ -191,13 +191,13 @@ def code(settings, tokens):
 # ---- The eye as an autoencoder -------------------------------------------------------------------
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
-# well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q, they saw the
-# table B of all products of two pixels, x_p x_q in row p, column q. We write B = x x^T, and in the
-# same way T_j = l_j r_j^T. For tables, too, . multiplies and adds up elements:
+# well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q (p, q: pixels),
+# they saw the table B = x x^T: x_p x_q is in row p, column q. Likewise, latent j has the table
+# T_j = l_j r_j^T of its two patterns. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. With 64*64 T_j like that, B would
-# be sum_j f_j T_j. We have but 16; learning shapes them so that this sum, A, comes near B.
+# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. A table is like a vector of 64*64:
+# 64*64 such T_j give B = sum_j f_j T_j. We have but 16; learning brings this sum, A, near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -418,7 +418,7 @@ from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
 def check(good, complaint):
-    """If not good: end with one line and status 1 (the page: with an error 400)."""
+    """If not good: end with one line and status 1 (the page catches it: error 400)."""
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
@@ -511,8 +511,8 @@ def learning_places(settings):
     return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
 
 # ---- Settings, and the command line --------------------------------------------------------------
-# A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON; their
-# type is the option's (0.0: a float). null: none; with no default, it is a text, or see SPECIAL.
+# A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, and
+# null is none. The default's type is the option's (0.0: float); without one: text, or see SPECIAL.
 OPTIONS = {'common': """
 size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
@@ -643,7 +643,7 @@ def parse(argv):
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
 # gradients are added in order: any number of processes learns the same weights, to the last bit.
-# (More than two speed up only the test at the end.)
+# (More than two processes speed up only the test at the end.)
 PORTIONS = 2
 
 def shared_gradient(share_out, settings, loss_of, numbers, batch):
@@ -658,7 +658,7 @@ def processes(number):
     pause_gc()
     others = []
     # Ctrl-C sends SIGINT to all processes; only this one may end by it. A forked process inherits
-    # what this one does, so ignore it meanwhile (SIG_IGN). If started otherwise, follow() does it.
+    # what this one does, so ignore it while they start (SIG_IGN). If started otherwise: follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
@@ -706,9 +706,9 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the first process is killed, recv() must fail, so that this one ends. It does once all
-    # copies of first_end are closed: here, ours. (Fork copies what is open, so later processes
-    # hold one, too. The last has no later ones: it ends first, then the one before it, and so on.)
+    # recv() must fail if the first process is killed, so that this one ends. It fails once no copy
+    # of first_end is open: the first's closes by its death, this one's here. (Those forked later
+    # have copies, too. The last has no later ones: it ends first, then the one before it, etc.)
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -817,7 +817,7 @@ def load(path):
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack `learned`
-        settings, numbers = complete(saved), file['numbers']  # its questions are now `learned`
+        settings, numbers = complete(saved), file['numbers']  # questions: those learned
         good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)  # so each of its questions is in the table
                 and settings.layers < len(numbers)  # else shapes() may loop a billion times
@@ -941,7 +941,7 @@ def show(settings, images, captions):
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit: the eye can rebuild only such (a learned prior; A. Nguyen et al. 2016, arXiv:1612.00005).
-# The two models in data/ drew ten digits each: of 20, the other reads 17; without that loss, 10.
+# Both models in data/ drew ten digits: of 20, the other model reads 17; without that loss, 10.
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # the page's threads share one tape (reading needs none)
 
@@ -1014,24 +1014,24 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # > 8: the last lines fall off (filling, mostly)
+    above = max(round(14 - centre_of_mass), 0)  # > 8: last lines fall off (filling, mostly)
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
-    """-> A w, for A = sum_j f_j l_j r_j^T. Row p of l r^T is l_p r, its dot with w is l_p (r.w): so
+    """-> A w, for A = sum_j f_j l_j r_j^T. Row i of l r^T is l_i r, its dot with w is l_i (r.w): so
     A w = sum_j f_j (r_j.w) l_j"""
     factors = list(map(mul, f, linear(right, w)))
     return linear(zip(*left), factors)  # number i: a dot with number i of each l_j
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), their
-    # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2. Its derivative by w is
-    # 4 (w.w) w - 2 (p + q), with p = A w, q the same with l, r swapped. From the patch on, step
-    # against it, by 1 / (4 (a + w.w)) of it, a = sqrt(A.A) = sqrt(f.(G f)). So w becomes
-    # (a w + (p + q) / 2) / (a + w.w). (A power iteration.) It stays bounded: p, q are at most a |w|
-    # long, as in each row a dot product is at most the product of the lengths; so the new w is at
-    # most 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
+    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), the
+    # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2; its derivative by w (by each
+    # of its numbers) is 4 (w.w) w - 2 (p + q): p is A w, and q is p with l, r swapped. Begin at the
+    # patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
+    #     (a w + (p + q) / 2) / (a + w.w)    (a power iteration)
+    # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |A w| <= a |w|, as each |row.w| <=
+    # |row| |w|; new |w| <= 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     out = []
     if not left:  # nothing is rebuilt
@@ -1109,12 +1109,12 @@ class Page(BaseHTTPRequestHandler):
     do_GET = do_POST = respond  # as http.server calls them
 
     def parse_request(self):
-        """-> whether it is readable; if Python's parser fails (some Content-Type), answer 400"""
+        """-> whether it is readable; some Content-Type makes Python's parser fail"""
         with suppress(Exception):
-            parsed = super().parse_request()  # False: answered, but for a blank line
+            parsed = super().parse_request()  # False: an error was sent, unless it is blank
             if self.raw_requestline.strip():
                 return parsed
-        self.send_error(400)
+        self.send_error(400)  # the parser failed, or the line is blank
         return False
 
     def check_sender(self):
@@ -1135,7 +1135,7 @@ class Page(BaseHTTPRequestHandler):
 
     def send(self, status, content):
         """Answer with a page (bytes), or else with JSON."""
-        self.request_version = 'HTTP/1.0'  # to HTTP/0.9, no status is sent
+        self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
         page = type(content) is bytes
         content = content if page else json.dumps(content).encode()
         self.send_response(status)
