@@ -128,7 +128,7 @@ def latents(svg):
     """The first token: the symmetric part of l r^T has two eigenvectors, l/|l| + r/|r|, r/|r|."""
     svg.text(8, 18, 'The 16 latents of the first vision token. Each is most positive for images like',
              anchor='start')
-    svg.text(8, 36, 'its upper pattern or its inverse, most negative for those like its lower one.',
+    svg.text(8, 36, 'its upper one or its inverse, most negative for its lower one. Orange: below 0.',
              anchor='start')
     for number, (l, r) in enumerate(zip(WEIGHTS['eye0.0'], WEIGHTS['eye0.1'])):
         l, r = vlm.rmsnorm(l), vlm.rmsnorm(r)
