@@ -196,8 +196,8 @@ def code(settings, tokens):
 # T_j = l_j r_j^T of its two patterns. For tables, too, . multiplies and adds up elements:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. A table is like a vector of 64*64:
-# 64*64 such T_j give B = sum_j f_j T_j. We have but 16; learning brings this sum, A, near B.
+# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: 64*64 such
+# T_j would give B = sum_j f_j T_j. Our 16 are at any angles; learning brings their sum, A, near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -375,8 +375,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0, so are
-# too small at first, by the factor 1 - BETA^step: divide by it. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0, which
+# still makes up BETA^step of them: divide by the rest, 1 - BETA^step. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -583,7 +583,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # new weights, or called by load(): any
+    askable = s.learned if s.load else [*ANSWERS]  # no file, or load() checks it: any
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -657,8 +657,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = []
-    # Ctrl-C sends SIGINT to all processes; only this one may end by it. A forked process inherits
-    # what this one does, so ignore it while they start (SIG_IGN). If started otherwise: follow().
+    # Ctrl-C sends SIGINT to all processes; only this one may end by it. Where they start as copies
+    # of this one (fork), they inherit how it reacts: so ignore it meanwhile. Elsewhere: follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
@@ -706,9 +706,9 @@ def follow(pipe, first_end):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # recv() must fail if the first process is killed, so that this one ends. It fails once no copy
-    # of first_end is open: the first's closes by its death, this one's here. (Those forked later
-    # have copies, too. The last has no later ones: it ends first, then the one before it, etc.)
+    # When the first process is killed, recv() must fail, or this one waits for ever. It fails once
+    # every copy of first_end is closed: the first's by its death, ours here, those in processes
+    # started later (a fork copies all that is open) by theirs: the last ends first, and so on back.
     first_end.close()
     with suppress(Exception):  # this process ends; the first repeats its share, and the error
         while True:
@@ -1014,7 +1014,7 @@ def to_middle(lines):
     """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
     masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
     centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # > 8: last lines fall off (filling, mostly)
+    above = max(round(14 - centre_of_mass), 0)  # > 8: last lines, mostly empty, are cut
     return ([empty] * above + lines + [empty] * 8)[:28]
 
 def rebuilt_times(f, left, right, w):
@@ -1025,17 +1025,18 @@ def rebuilt_times(f, left, right, w):
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), the
-    # distance squared is A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2; its derivative by w (by each
-    # of its numbers) is 4 (w.w) w - 2 (p + q): p is A w, and q is p with l, r swapped. Begin at the
-    # patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
+    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? The distance
+    # squared is A.A - 2 A.(w w^T) + (w w^T).(w w^T). By (*), that is
+    #     A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2
+    # Its derivative by w is 4 (w.w) w - 2 (p + q): p = sum_j f_j (r_j.w) l_j is A w, and q is p
+    # with l, r swapped. Begin at the patch; ten times, subtract it / (4 (a + w.w)): w becomes
     #     (a w + (p + q) / 2) / (a + w.w)    (a power iteration)
     # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |A w| <= a |w|, as each |row.w| <=
     # |row| |w|; new |w| <= 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
     left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
+    if not left:
+        return []  # nothing is rebuilt
     out = []
-    if not left:  # nothing is rebuilt
-        return out
     for patch in split(x, len(x) // settings.patches ** 2):
         f, w = code(settings, look(weights, settings, patch)), patch
         a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
@@ -1111,7 +1112,7 @@ class Page(BaseHTTPRequestHandler):
     def parse_request(self):
         """-> whether it is readable; some Content-Type makes Python's parser fail"""
         with suppress(Exception):
-            parsed = super().parse_request()  # False: an error was sent, unless it is blank
+            parsed = super().parse_request()  # False: it sent an error; for a blank line, none
             if self.raw_requestline.strip():
                 return parsed
         self.send_error(400)  # the parser failed, or the line is blank
