@@ -197,7 +197,7 @@ def code(settings, tokens):
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
 # In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: 64*64 such
-# T_j would give B = sum_j f_j T_j. Our 16 are at any angles; learning brings their sum, A, near B.
+# T_j would give B = sum_j f_j T_j. Our 16 are at any angles; learning brings the sum, A, near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -309,7 +309,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. Such
-    # a w can learn, as d(w.x)/dw = x. What made x must wait: its derivative, d(w.x)/dx = w, is 0.
+    # a w can learn, as d(w.x)/dw = x. What made x waits a step: its derivative d(w.x)/dx = w is 0.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -375,8 +375,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0, which
-# still makes up BETA^step of them: divide by the rest, 1 - BETA^step. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
+# step 1, one is 0.15 g. So it is divided by 1 - BETA^step, then 0.15. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -583,7 +583,7 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # no file, or load() checks it: any
+    askable = s.learned if s.load else [*ANSWERS]  # in load(), s.load is None: all of the table
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
