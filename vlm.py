@@ -455,7 +455,7 @@ def sampler(settings, x, question):
         probs = softmax(logits, 1 / max(settings.temperature, 1e-9))
         likely = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)
         sums = list(accumulate(probs[index] for index in likely))  # .6 .9 1.0: 2 reach .8
-        if math.isnan(sums[0]):  # from huge weights: choices() refuses it
+        if math.isnan(sums[0]):  # from huge weights: choices() fails, answer() will refuse it
             return likely[0]
         enough = 1 + sum(total < settings.top_p for total in sums)
         return rng.choices(likely[:enough], cum_weights=sums[:enough])[0]
@@ -479,7 +479,10 @@ def answer(weights, settings, x):
                 letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(entry['letter'] for entry in letters)
         said[question] = {'name': name, 'probability': probability, 'letters': letters}
-    return said, rebuilding_loss(weights, settings, vision, x)
+    missing = rebuilding_loss(weights, settings, vision, x)
+    check(all(map(math.isfinite, [missing, *[said[q]['probability'] for q in said]])),
+          'the weights are too large: a lower --lr may help')
+    return said, missing
 
 # ---- Learning in stages --------------------------------------------------------------------------
 # A stage trains a part, such as the eye. Each run does one; the next loads its file.
@@ -710,7 +713,8 @@ def follow(pipe, first_end):
     # every copy of first_end is closed: the first's by its death, ours here, those in processes
     # started later (a fork copies all that is open) by theirs: the last ends first, and so on back.
     first_end.close()
-    with suppress(Exception):  # this process ends; the first repeats its share, and the error
+    # At an error, this process ends; the first repeats its share, and the error.
+    with suppress(Exception, SystemExit):
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
@@ -810,8 +814,8 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    # What is not here is looked for beside vlm.py: data/weights-8.json, say.
-    here, beside = Path(path), Path(__file__).resolve().parent / path
+    # What is not here is looked for where data/ is: data/weights-8.json, say.
+    here, beside = Path(path), data_folder().parent / path
     content = (beside if beside.exists() and not here.exists() else here).read_bytes()
     good = False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
@@ -965,7 +969,6 @@ def draw(weights, settings, text, start=None):
 def draw_and_read(weights, settings, question, name, start=None):
     """an answer, an image x to start from -> draw()'s images, what is read in the last"""
     images = draw(weights, settings, PROMPTS[question] + name + EOS, start)
-    check(all(map(math.isfinite, images[-1])), 'the weights are too large to draw with')
     return images, answer(weights, settings, images[-1])[0][question]
 
 def question_of(settings, name):
@@ -1058,8 +1061,6 @@ def read_drawing(weights, settings, question, body):
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
     again = kept(weights, settings, x)  # [] without latents of degree 2
-    check(all(map(math.isfinite, [*again, *[said[q]['probability'] for q in said]])),
-          'the weights are too large to read with')
     every = {q: {**said[q], 'answers': ANSWERS[q]} for q in said}
     return {**said[question], 'questions': every, 'size': settings.size,
             'seen': greys(settings, seen, 255),
@@ -1219,7 +1220,6 @@ def report(weights, settings, digits):
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
-    check(math.isfinite(error), 'the weights are too large to test: a lower --lr may help')
     print(f'reconstruction error: {error:.3f} (1.0 = reconstructs nothing)')
     for question in settings.questions:
         right = sum(said[question]['name'] == ANSWERS[question][label]

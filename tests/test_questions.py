@@ -220,6 +220,9 @@ class TooLarge(Runs):
         document['numbers'] = [1e60 * (n + 1) for n in document['numbers']]
         file.write_text(json.dumps(document))
         self.refused(1, 'too large', '--load', file, '--draw', 'seven')
+        process = self.popen('--load', file, '--steps', 0, '--jobs', 2)  # the other says nothing
+        _, err = process.communicate()
+        self.assertEqual((process.returncode, err.count(b'\n'), err.count(b'too large')), (1, 1, 1))
         server = test_page.Server(self.folder, '--load', file)
         self.addCleanup(server.end)
         for path, body in ('/read', bytes(range(64))), ('/draw', b'{"name": "one"}'):
