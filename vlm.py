@@ -879,6 +879,9 @@ def download(path):
             with urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT) as response:
                 progress(f'downloading {path.name}', stay=True)
                 content = response.read()
+        except urllib.error.HTTPError as refusal:  # such as 404
+            refusal.close()
+            continue
         except Exception:  # a network fails in many ways
             continue
         if hashlib.sha256(unzip(content)).hexdigest() == MNIST[path.stem]:
