@@ -1023,34 +1023,25 @@ def to_middle(lines):
     above = max(round(14 - centre_of_mass), 0)  # > 8: last lines, mostly empty, are cut
     return ([empty] * above + lines + [empty] * 8)[:28]
 
-def rebuilt_times(f, left, right, w):
-    """-> A w, for A = sum_j f_j l_j r_j^T. Row i of l r^T is l_i r, its dot with w is l_i (r.w): so
-    A w = sum_j f_j (r_j.w) l_j"""
-    factors = list(map(mul, f, linear(right, w)))
-    return linear(zip(*left), factors)  # number i: a dot with number i of each l_j
-
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
     # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? The distance
     # squared is A.A - 2 A.(w w^T) + (w w^T).(w w^T). By (*), that is
     #     A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2
-    # Its derivative by w is 4 (w.w) w - 2 (p + q): p = sum_j f_j (r_j.w) l_j is A w, and q is p
-    # with l, r swapped. Begin at the patch; ten times, subtract it / (4 (a + w.w)): w becomes
-    #     (a w + (p + q) / 2) / (a + w.w)    (a power iteration)
-    # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |A w| <= a |w|, as each |row.w| <=
+    # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
+    # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
+    #     (a w + p / 2) / (a + w.w)    (a power iteration)
+    # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |p| <= 2 a |w|, as each |row.w| <=
     # |row| |w|; new |w| <= 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
-    left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
-    if not left:
-        return []  # nothing is rebuilt
-    out = []
+    out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
+    columns = list(zip(*left, *right))  # one for each pixel; none without latents of degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
         f, w = code(settings, look(weights, settings, patch)), patch
         a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
         for _ in range(10):
-            p = rebuilt_times(f, left, right, w)
-            q = rebuilt_times(f, right, left, w)
+            p = linear(columns, list(map(mul, f + f, linear(right + left, w))))
             size = a + dot(w, w) + 1e-30  # never divide by zero
-            w = [(a * s + (t + u) / 2) / size for s, t, u in zip(w, p, q)]
+            w = [(a * s + t / 2) / size for s, t in zip(w, p)]
         out += w
     return out
 
