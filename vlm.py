@@ -666,7 +666,7 @@ def processes(number):
     try:
         for _ in range(number - 1):
             ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=follow, args=(theirs, ours), daemon=True)
+            process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
             process.start()
             theirs.close()  # that process has its own copy
             others.append((process, ours))
@@ -705,19 +705,20 @@ def shared_map(pipes, function, items):
             results[rank::stride] = map(function, items[rank::stride])
     return results
 
-def follow(pipe, first_end):
+def follow(pipe):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # When the first process is killed, recv() must fail, or this one waits for ever. It fails once
-    # every copy of first_end is closed: the first's by its death, ours here, those in processes
-    # started later (a fork copies all that is open) by theirs: the last ends first, and so on back.
-    first_end.close()
-    # At an error, this process ends; the first repeats its share, and the error.
-    with suppress(Exception, SystemExit):
+    threading.Thread(target=end_with_first, daemon=True).start()
+    with suppress(Exception, SystemExit):  # it ends; the first repeats its share, and the error
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
+
+def end_with_first():
+    """Wait until the first process has ended, killed perhaps; then this one must not stay."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
