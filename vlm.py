@@ -1003,26 +1003,18 @@ def centre(ink):
           'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
     least, lines = max(ink) / 5, split(ink, math.isqrt(len(ink)))  # fainter than least: no ink
     # Each step is done to the rows, then to the columns: zip(*rows) is the columns, and back.
-    for _ in range(2):
-        lines = list(zip(*crop(lines, least)))
+    for _ in range(2):  # keep those from the first to the last that have ink
+        inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
+        lines = list(zip(*lines[inked[0]:inked[-1] + 1]))
     side = max(len(lines), len(lines[0]))
     for _ in range(2):  # what is narrow stays so: it is filled up to a square
         lines = list(zip(*[shrink(line, 20, length=side) for line in lines]))
-    for _ in range(2):
-        lines = list(zip(*to_middle(lines)))
+    for _ in range(2):  # put empty lines around them
+        masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
+        middle = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
+        above = max(round(14 - middle), 0)  # > 8: last lines, mostly empty, are cut
+        lines = list(zip(*([empty] * above + lines + [empty] * 8)[:28]))
     return list(chain(*lines))
-
-def crop(lines, least):
-    """some lines -> those from the first to the last that have ink"""
-    inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
-    return lines[inked[0]:inked[-1] + 1]
-
-def to_middle(lines):
-    """[20][n] -> [28][n]: with empty lines around them, so that their centre of mass is at 14"""
-    masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
-    centre_of_mass = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-    above = max(round(14 - centre_of_mass), 0)  # > 8: last lines, mostly empty, are cut
-    return ([empty] * above + lines + [empty] * 8)[:28]
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
