@@ -586,7 +586,6 @@ def mistakes(settings):
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
-    askable = s.learned if s.load else [*ANSWERS]  # in load(), s.load is None: all of the table
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
     rules = {  # what must be true
         'size must be 8 or 14': s.size in (8, 14),
@@ -598,8 +597,8 @@ def mistakes(settings):
         'tokens of degree 4 need an even number of latents of degree 2':
             4 not in s.tokens or codes > 0 and codes % 2 == 0,
         'distort must be at most 3': s.distort <= 3,
-        f'questions must be of {", ".join(askable)}, each once':
-            asked and {*asked} <= {*askable} and len({*asked}) == len(asked),
+        f'questions must be of {", ".join(ANSWERS)}, each once, and known to a loaded file':
+            asked and {*asked} <= {*s.learned} <= {*ANSWERS} and len({*asked}) == len(asked),
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),  # see Drawing
         'page must be a port below 65536': s.page is None or 0 <= s.page < 65536,
