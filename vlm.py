@@ -422,8 +422,8 @@ def check(good, complaint):
     if not good:
         sys.exit(f'vlm.py: {complaint}')
 
-def progress(text, milestone=True, stay=False):
-    """On standard error: a line that the next one replaces, unless it is to stay.
+def progress(text, milestone=True, stay=True):
+    """On standard error: a line that stays, or, if not, that the next one replaces.
     If that is no terminal: only milestones, and what is to stay."""
     with suppress(OSError):  # nobody reads it: no reason to stop
         if sys.stderr.isatty():
@@ -670,7 +670,7 @@ def processes(number):
             theirs.close()  # that process has its own copy
             others.append((process, ours))
     except (OSError, EOFError) as error:  # EOFError: fork server died
-        progress(f'no further process can be started: {error}', stay=True)
+        progress(f'no further process can be started: {error}')
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
     try:
@@ -699,7 +699,7 @@ def shared_map(pipes, function, items):
         try:
             results[rank::stride] = pipe.recv()
         except (EOFError, OSError):
-            progress('a process died: this one does its work', stay=True)
+            progress('a process died: this one does its work')
             pipes.remove(pipe)
             results[rank::stride] = map(function, items[rank::stride])
     return results
@@ -877,7 +877,7 @@ def download(path):
     for mirror in MIRRORS:
         try:
             with urllib.request.urlopen(mirror + path.name, timeout=TIMEOUT) as response:
-                progress(f'downloading {path.name}', stay=True)
+                progress(f'downloading {path.name}')
                 content = response.read()
         except urllib.error.HTTPError as refusal:  # such as 404
             refusal.close()
@@ -902,7 +902,7 @@ def load_digits(folder, size):
         check(folder is None and size == 8 and find(place, 'optdigits-train-images-idx3-ubyte'),
               f'MNIST cannot be downloaded: put {", ".join(MNIST)}, raw or .gz, into {place}')
         train, test = [read_digits(place, f'optdigits-{kind}', 8) for kind in ('train', 'test')]
-        progress('MNIST cannot be downloaded, so the bundled digits are used', stay=True)
+        progress('MNIST cannot be downloaded, so the bundled digits are used')
     # The last twelfth is held out, for tests/study.py.
     return train[:len(train) - len(train) // 12], test
 
@@ -1184,14 +1184,13 @@ def train(settings, numbers, digits):
             losses = learn(settings, numbers, examples(settings, digits), stage_loss,
                            learning_places(settings), partial(shared_gradient, share_out))
             for step, loss in enumerate(losses, 1):
-                last = step == settings.steps or not math.isfinite(loss)
+                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
                 recent = [*recent[-99:], loss]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
-                         f'{left:.0f} s left', step % 100 == 0, stay=last)
-                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
+                         f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
     except KeyboardInterrupt:  # some numbers have moved: no harm
-        progress('interrupted: on to the report (Ctrl-C again to stop at once)', stay=True)
+        progress('interrupted: on to the report (Ctrl-C again to stop at once)')
 
 def report(weights, settings, digits):
     """Answer for all digits; show the first twenty, and how many answers were right."""
