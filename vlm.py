@@ -515,7 +515,7 @@ def learning_places(settings):
 
 # ---- Settings, and the command line --------------------------------------------------------------
 # A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, and
-# null is none. The default's type is the option's (0.0: float); without one: text, or see SPECIAL.
+# null is none. The least has the option's type (0.0: float); without one: text, or see SPECIAL.
 OPTIONS = {'common': """
 size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
@@ -614,8 +614,8 @@ def parse(argv):
         description='It learns to answer questions about handwritten digits, then is tested. '
         'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for group in OPTIONS}
-    for group, name, default, _, meaning in ROWS:
-        kind = str if default == 'null' else type(json.loads(default.split('/')[0]))
+    for group, name, default, least, meaning in ROWS:
+        kind = str if least == 'null' else type(json.loads(least))
         shown = default.strip('"[]')  # as one types it
         text = meaning if default == 'null' else f'{meaning} (default: {shown})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
