@@ -567,13 +567,10 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
     defaults = {name: json.loads(default.split('/')[column]) for _, name, default, *_ in ROWS}
-    settings = argparse.Namespace(**{**defaults, 'learned': None, **given})
-    if settings.learned is None:    # new weights: they will know what is asked
-        settings.learned = settings.questions or ['name']
-    if settings.questions is None:  # not said: all that the weights know
-        settings.questions = settings.learned
+    learned = given.get('learned', given.get('questions', ['name']))  # new: what is asked
+    settings = argparse.Namespace(**{**defaults, 'learned': learned, 'questions': learned, **given})
     texts = [EOS]
-    for question in settings.learned:  # mistakes() will refuse one that is in no row
+    for question in learned:  # mistakes() will refuse one that is in no row
         texts += [PROMPTS.get(question, ''), *ANSWERS.get(question, [])]
     settings.vocabulary = sorted(set(''.join(texts)))
     settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
