@@ -490,28 +490,23 @@ def answer(weights, settings, x):
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
-def eye_loss(weights, settings, x, text):
-    """an example -> how badly the eye rebuilds it"""
-    vision = see(weights, settings, x)
-    return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
-
-def mouth_loss(weights, settings, x, text):
-    """an example -> how badly the mouth spells it, without seeing it"""
-    return naming_loss(weights, settings, [], text)  # no vision tokens
-
-STAGES = {  # the loss, and the prefix of the matrices that change ('': all)
-    'joint': (joint_loss, ''), 'eye': (eye_loss, 'eye'), 'mouth': (mouth_loss, 'mouth'),
-    'frozen-eye': (joint_loss, 'mouth'), 'frozen-mouth': (joint_loss, 'eye')}
+# Which matrices change: those with this prefix
+STAGES = {'joint': '', 'eye': 'eye', 'mouth': 'mouth', 'frozen-eye': 'mouth', 'frozen-mouth': 'eye'}
 
 def stage_loss(weights, settings, pixels, text):
     """raw pixels and a text, as examples() yields them -> their loss in this stage"""
-    loss, _ = STAGES[settings.stage]  # prepare() is called here, so that processes share its work
-    return loss(weights, settings, prepare(settings, pixels), text)
+    x = prepare(settings, pixels)  # here, so that processes share this work
+    if settings.stage == 'eye':  # how badly it rebuilds
+        vision = see(weights, settings, x)
+        return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
+    if settings.stage == 'mouth':  # how badly it spells, without vision tokens
+        return naming_loss(weights, settings, [], text)
+    return joint_loss(weights, settings, x, text)
 
 def learning_places(settings):
     """-> the places in numbers that change in this stage"""
     names = [name for name, shape in shapes(settings).items() for _ in range(math.prod(shape))]
-    return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage][1])]
+    return [i for i, name in enumerate(names) if name.startswith(STAGES[settings.stage])]
 
 # ---- Settings, and the command line --------------------------------------------------------------
 # A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, and

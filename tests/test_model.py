@@ -47,10 +47,9 @@ def first_step(settings, numbers, examples):
         loss, grad = compute(*arguments)
         parts.append(grad)
         return loss, grad
-    with mock.patch.object(vlm, 'gradient', gradient):
-        [loss] = vlm.learn(settings, numbers, itertools.cycle(examples),
-                           vlm.STAGES[settings.stage][0], vlm.learning_places(settings),
-                           portions())
+    with mock.patch.multiple(vlm, gradient=gradient, prepare=lambda settings, x: x):
+        [loss] = vlm.learn(settings, numbers, itertools.cycle(examples), vlm.stage_loss,
+                           vlm.learning_places(settings), portions())
     return loss, [sum(column) for column in zip(*parts)], [
         i for i, (a, b) in enumerate(zip(old, numbers)) if a != b]
 
@@ -544,9 +543,10 @@ class Stages(Case):
         """The numbers after two steps"""
         settings = tiny(stage=stage, steps=2, tokens=[1, 2, 3])
         numbers = random_numbers(settings)
-        for _ in vlm.learn(settings, numbers, itertools.cycle(examples), vlm.STAGES[stage][0],
-                           vlm.learning_places(settings)):
-            pass
+        with mock.patch.object(vlm, 'prepare', lambda settings, x: x):  # it is, already
+            for _ in vlm.learn(settings, numbers, itertools.cycle(examples), vlm.stage_loss,
+                               vlm.learning_places(settings)):
+                pass
         return numbers
 
     def test_what_is_read(self):
