@@ -714,13 +714,13 @@ def end_with_first():
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
     """`length` pixels of a row (None: all) from `start` on, in `size` equal parts -> their means;
-    past its end, pixels are 0
+    outside of it, pixels are 0
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
     """
     part = (length or len(line)) / size
-    edges = [min(start + i * part, len(line)) for i in range(size + 1)]  # 0, 1.5, 3
+    edges = [min(max(start + i * part, 0), len(line)) for i in range(size + 1)]  # 0, 1.5, 3
     sums = [0, *accumulate(line)]  # 0, 2, 4, 9
     # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts.
     line = [*line, 0]  # the edge at the end cuts none
@@ -750,11 +750,8 @@ def distort(pixels, moves):
     for shift, slant, stretch in split(moves, 3):
         # A line is read through a window, which begins later by shift, and by slant times -1 (first
         # line) to 1 (last). By stretch, it is longer at both ends: so the digit gets narrower.
-        # shrink() has zeros after a line; pad, before it.
-        pad = [0] * math.ceil(abs(shift) + abs(slant) + abs(stretch))
-        first = len(pad) + shift - stretch
-        starts = [first + slant * ((2 * i + 1) / side - 1) for i in range(side)]  # -1 to 1
-        lines = [shrink([*pad, *line], side, start, side + 2 * stretch)
+        starts = [shift - stretch + slant * ((2 * i + 1) / side - 1) for i in range(side)]
+        lines = [shrink(line, side, start, side + 2 * stretch)
                  for line, start in zip(lines, starts)]
         lines = list(zip(*lines))  # rows become columns, and back again
     return list(chain(*lines))
@@ -1000,11 +997,10 @@ def centre(ink):
     side = max(len(lines), len(lines[0]))
     for _ in range(2):  # what is narrow stays so: it is filled up to a square
         lines = list(zip(*[shrink(line, 20, length=side) for line in lines]))
-    for _ in range(2):  # put empty lines around them
-        masses, empty = [sum(line) for line in lines], [0.0] * len(lines[0])
+    for _ in range(2):
+        masses = [sum(column) for column in zip(*lines)]
         middle = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
-        above = max(round(14 - middle), 0)  # > 8: last lines, mostly empty, are cut
-        lines = list(zip(*([empty] * above + lines + [empty] * 8)[:28]))
+        lines = list(zip(*[shrink(line, 28, round(middle) - 14, 28) for line in lines]))
     return list(chain(*lines))
 
 def kept(weights, settings, x):
