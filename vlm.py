@@ -1232,9 +1232,10 @@ def main(argv=None):
         write_file(settings.save)
     server = open_server(settings.page) if settings.page is not None else None
     numbers = numbers or first_numbers(settings)
-    needed = settings.steps or settings.test
-    digits, test = load_digits(settings.data, settings.size) if needed else ([], [])
-    images = f', {len(digits):,} training images, {len(test):,} test images' if needed else ''
+    images = ''
+    if settings.steps or settings.test:
+        digits, test = load_digits(settings.data, settings.size)
+        images = f', {len(digits):,} training images, {len(test):,} test images'
     print(f'{len(numbers):,} parameters{images}')
     own, usual = vars(settings), vars(complete({'size': settings.size}))
     changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
