@@ -1025,10 +1025,6 @@ def kept(weights, settings, x):
         out += w
     return out
 
-def read_page(weights, settings, question, body):
-    """GET / -> the page"""
-    return (data_folder() / 'page.html').read_bytes()
-
 def read_drawing(weights, settings, question, body):
     """POST /read?ask=name, a drawing [n * n] -> answers; the image as it is seen, as it is kept"""
     seen = downscale(settings, centre(body))
@@ -1054,7 +1050,8 @@ def draw_name(weights, settings, question, body):
     return {'size': settings.size, 'frames': [greys(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
-TASKS = {'/': ('GET', read_page), '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
+TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),  # the page
+         '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. http.server calls its methods."""
