@@ -490,8 +490,8 @@ def answer(weights, settings, x):
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
-# Which matrices change: those with this prefix
-STAGES = {'joint': '', 'eye': 'eye', 'mouth': 'mouth', 'frozen-eye': 'mouth', 'frozen-mouth': 'eye'}
+STAGES = {  # the prefix of the matrices that change ('': all)
+    'joint': '', 'eye': 'eye', 'mouth': 'mouth', 'frozen-eye': 'mouth', 'frozen-mouth': 'eye'}
 
 def stage_loss(weights, settings, pixels, text):
     """raw pixels and a text, as examples() yields them -> their loss in this stage"""
@@ -1005,8 +1005,8 @@ def centre(ink):
 
 def kept(weights, settings, x):
     """image x -> what the eye can rebuild of it [size * size], patch after patch"""
-    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? The distance
-    # squared is A.A - 2 A.(w w^T) + (w w^T).(w w^T). By (*), that is
+    # It rebuilds a table A, near x x^T. Which image w has a table w w^T nearest to A? By (*), the
+    # distance squared, A.A - 2 A.(w w^T) + (w w^T).(w w^T), is
     #     A.A - 2 sum_j f_j (l_j.w)(r_j.w) + (w.w)^2
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
@@ -1014,7 +1014,7 @@ def kept(weights, settings, x):
     # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |p| <= 2 a |w|, as each |row.w| <=
     # |row| |w|; new |w| <= 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
-    columns = list(zip(*left, *right))  # one for each pixel; none without latents of degree 2
+    columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
         f, w = code(settings, look(weights, settings, patch)), patch
         a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
