@@ -989,7 +989,8 @@ def centre(ink):
     check(type(ink) in (bytes, list) and len(ink) in [n * n for n in range(8, 561)]
           and all(type(v) in (int, float) and 0 <= v <= 255 for v in ink),
           'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
-    least, lines = max(ink) / 5, split(ink, math.isqrt(len(ink)))  # fainter than least: no ink
+    least = max(ink) / 5  # what is fainter is no ink
+    lines = split(ink, math.isqrt(len(ink)))
     # Each step is done to the rows, then to the columns: zip(*rows) is the columns, and back.
     for _ in range(2):  # keep those from the first to the last that have ink
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
