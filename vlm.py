@@ -650,7 +650,7 @@ def shared_gradient(share_out, settings, loss_of, numbers, batch):
 def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
-    others = []
+    others = {}  # pipe: process
     # Ctrl-C sends SIGINT to all processes; only this one may end by it. Where they start as copies
     # of this one (fork), they inherit how it reacts: so ignore it meanwhile. Elsewhere: follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
@@ -660,16 +660,16 @@ def processes(number):
             process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
             process.start()
             theirs.close()  # that process has its own copy
-            others.append((process, ours))
+            others[ours] = process
     except (OSError, EOFError) as error:  # EOFError: fork server died
         progress(f'no further process can be started: {error}')
     finally:
         signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield partial(shared_map, [pipe for _, pipe in others])
+        yield partial(shared_map, list(others))
     finally:
         gc.enable()
-        for process, pipe in others:
+        for pipe, process in others.items():
             process.kill()
             process.join()
             pipe.close()
