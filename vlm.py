@@ -464,7 +464,7 @@ def sampler(settings, x, question):
 def answer(weights, settings, x):
     """image x -> ({question: its name, probability, letters}, the part of x x^T not rebuilt)"""
     vision, said = see(weights, settings, x), {}
-    tokens = sum(map(len, vision))
+    missing, tokens = rebuilding_loss(weights, settings, vision, x), sum(map(len, vision))
     for question in settings.questions:
         cache, letters, probability = prefill(weights, settings, vision), [], 1.0
         say = (partial(speak, choose=sampler(settings, x, question)) if settings.temperature
@@ -479,9 +479,7 @@ def answer(weights, settings, x):
                 letters.append({'letter': letter, 'probability': p, 'look': looked})
         name = ''.join(entry['letter'] for entry in letters)
         said[question] = {'name': name, 'probability': probability, 'letters': letters}
-    missing = rebuilding_loss(weights, settings, vision, x)
-    check(all(map(math.isfinite, [missing, *[said[q]['probability'] for q in said]])),
-          'the weights are too large: a lower --lr may help')
+        check(math.isfinite(missing + probability), 'the weights are too large: try a lower --lr')
     return said, missing
 
 # ---- Learning in stages --------------------------------------------------------------------------
@@ -1170,11 +1168,12 @@ def train(settings, numbers, digits):
             losses = learn(settings, numbers, examples(settings, digits), stage_loss,
                            learning_places(settings), partial(shared_gradient, share_out))
             for step, loss in enumerate(losses, 1):
-                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
+                last = step == settings.steps or not math.isfinite(loss)
                 recent = [*recent[-99:], loss]
                 left = (settings.steps - step) * (time.monotonic() - start) / step
                 progress(f'step {step}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  '
-                         f'{left:.0f} s left', step % 100 == 0, step == settings.steps)
+                         f'{left:.0f} s left', step % 100 == 0, stay=last)
+                check(math.isfinite(loss), f'loss {loss} at step {step}: a lower --lr may help')
     except KeyboardInterrupt:  # some numbers have moved: no harm
         progress('interrupted: on to the report (Ctrl-C again to stop at once)')
 
