@@ -1010,8 +1010,7 @@ def kept(weights, settings, x):
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
-    # With a = sqrt(A.A) = sqrt(f.(G f)), w cannot explode: |p| <= 2 a |w|, as each |row.w| <=
-    # |row| |w|; new |w| <= 2 a |w| / (a + |w|^2) <= sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
+    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough: |w| stays below sqrt(a).
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):

@@ -140,6 +140,19 @@ class Kept(Case):
         kept = vlm.kept(weights, settings, [1.0, 0.5, 0.0, 0.0])
         self.assertGreater(kept[0], 10 * abs(kept[1]))
 
+    def test_small_steps(self):
+        """However large the weights and the image: |w|^4 is at most A.A, for A made in full."""
+        settings = tiny(tokens=[2, 2])
+        for seed, scale in itertools.product(range(20), (0.01, 1.0, 1000.0)):
+            weights = vlm.matrices(settings, [scale * v for v in random_numbers(settings, seed)])
+            x = [scale * v for v in gauss(4, seed)]
+            left, right = [vlm.patterns(weights, settings, factor) for factor in (0, 1)]
+            f = [tools.dot(l, x) * tools.dot(r, x) for l, r in zip(left, right)]
+            table = [sum(v * l[i] * r[j] for v, l, r in zip(f, left, right))
+                     for i, j in itertools.product(range(4), repeat=2)]
+            kept = vlm.kept(weights, settings, x)
+            self.assertLess(tools.dot(kept, kept) ** 2, 1.001 * tools.dot(table, table))
+
     def test_patches_and_degrees(self):
         """Each patch by itself; nothing where no token has degree 2; all zero for a black image."""
         settings = tiny(size=4, patches=2, tokens=[2, 3])
