@@ -1052,41 +1052,48 @@ TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),  #
          '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
-    """Answers a request, in a thread of its own. http.server calls its methods."""
+    """Answers a request, in a thread of its own. Of http.server, it uses what reads and writes
+    headers."""
     timeout = 5  # seconds that the other side may be silent
-    log_message = lambda *_: None  # else each request would print a line
+    log_message = send_error = lambda *_: None  # http.server says nothing by itself
+
+    def handle(self):
+        """Answer. A client that goes away is no error."""
+        with suppress(OSError):
+            self.raw_requestline = self.rfile.readline(65537)
+            if self.raw_requestline:
+                self.respond()
+            # If we close with input unread, as after some refusals, TCP may drop our answer. So
+            # read what is left, until the client closes, or `timeout`.
+            self.connection.shutdown(socket.SHUT_WR)  # no more from us
+            while self.connection.recv(65536):
+                pass
 
     def respond(self):
-        """Answer with what a task makes of the request; http.server sets its parts."""
-        path, _, query = self.path.partition('?')
+        """Read the rest of the request; answer with what a task makes of it."""
         weights, settings = self.server.model  # from serve()
-        question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
-        method, task = TASKS.get(path, (None, None))
+        status, parsed = 400, False
+        with suppress(Exception):  # some Content-Type makes Python's parser fail
+            parsed = self.parse_request()  # it sets command, path, headers
         try:
+            check(parsed, 'this is no HTTP')
             self.check_sender()
+            path, _, query = self.path.partition('?')
+            method, task = TASKS.get(path, (None, None))
             if self.command != method:
-                return self.send_error(405 if task else 404)  # wrong method; wrong path
+                status = 405 if task else 404
+            check(self.command == method, 'there is only GET /, POST /read and POST /draw')
+            question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
             check(question in settings.questions, f'no question is named {question}')
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'a Content-Length has 1 to 7 digits')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
-            content = task(weights, settings, question, body)
+            status, content = 200, task(weights, settings, question, body)
         # SystemExit: by check(); OSError: `timeout` seconds of silence; the others: by json
         except (SystemExit, OSError, ValueError, RecursionError) as refusal:
-            return self.send_error(400, str(refusal).removeprefix('vlm.py: '))
-        self.send(200, content)
-
-    do_GET = do_POST = respond  # as http.server calls them
-
-    def parse_request(self):
-        """-> whether it is readable; some Content-Type makes Python's parser fail"""
-        with suppress(Exception):
-            parsed = super().parse_request()  # False: it sent an error; for a blank line, none
-            if self.raw_requestline.strip():
-                return parsed
-        self.send_error(400)  # the parser failed, or the line is blank
-        return False
+            content = {'error': str(refusal).removeprefix('vlm.py: ')}
+        self.send(status, content)
 
     def check_sender(self):
         """Refuse other machines and sites."""
@@ -1097,12 +1104,6 @@ class Page(BaseHTTPRequestHandler):
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
         # Origin: the site whose page sends this. Any page can, to any address.
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
-
-    def send_error(self, code, message=None, *_):
-        """Refuse a request. http.server, too, calls it: for what is no HTTP, say."""
-        # 501: unknown method; 505: unknown version. 5xx would say that the mistake is ours.
-        code = {501: 405, 505: 400}.get(code, code)
-        self.send(code, {'error': message or self.responses[code][0]})
 
     def send(self, status, content):
         """Answer with a page (bytes), or else with JSON."""
@@ -1117,16 +1118,6 @@ class Page(BaseHTTPRequestHandler):
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
         self.wfile.write(content)
-
-    def handle(self):
-        """Answer. A client that goes away is no error."""
-        with suppress(OSError):
-            super().handle()
-            # If we close with input unread, as after some refusals, TCP may drop our answer. So
-            # read what is left, until the client closes, or `timeout`.
-            self.connection.shutdown(socket.SHUT_WR)  # no more from us
-            while self.connection.recv(65536):
-                pass
 
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
