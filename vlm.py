@@ -961,10 +961,10 @@ def draw_and_read(weights, settings, question, name, start=None):
     images = draw(weights, settings, PROMPTS[question] + name + EOS, start)
     return images, answer(weights, settings, images[-1])[0][question]
 
-def question_of(settings, name):
-    """an answer -> the first question of the table that has it and is asked; perhaps None"""
-    # (Names come first: so `one` is a one.)
-    return next((q for q in ANSWERS if q in settings.questions and name in ANSWERS[q]), None)
+def question_of(settings, name, first='name'):
+    """an answer -> the question that is asked and has it: `first`, or one of the table; or None"""
+    return next((q for q in (first, *ANSWERS)
+                 if q in settings.questions and name in ANSWERS[q]), None)
 
 def to_draw(settings):
     """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
@@ -1039,8 +1039,7 @@ def draw_name(weights, settings, question, body):
     order = json.loads(body)
     check(type(order) is dict, 'an order is like {"name": "seven"}')
     name = order.get('name')
-    if name not in ANSWERS[question]:  # of another question, perhaps
-        question = question_of(settings, name)
+    question = question_of(settings, name, question)
     check(question, 'name must be an answer that the model knows')
     start = prepare(settings, centre(order['ink'])) if 'ink' in order else None
     with DRAWING:
