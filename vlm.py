@@ -467,9 +467,8 @@ def answer(weights, settings, x):
     missing, tokens = rebuilding_loss(weights, settings, vision, x), sum(map(len, vision))
     for question in settings.questions:
         cache, letters, probability = prefill(weights, settings, vision), [], 1.0
-        say = (partial(speak, choose=sampler(settings, x, question)) if settings.temperature
-               else speak)
-        for letter, p in say(weights, settings, cache, PROMPTS[question]):
+        options = {'choose': sampler(settings, x, question)} if settings.temperature else {}
+        for letter, p in speak(weights, settings, cache, PROMPTS[question], **options):
             probability *= p  # EOS counts, too
             # speak() is a generator: here it pauses. Now the last of a layer's shares are those of
             # the token that predicted this letter, [heads][so far], vision tokens first.
