@@ -549,7 +549,8 @@ def degrees(text):
 
 SPECIAL = {  # what argparse needs to know of some options; True: --page without a port
     'draw': {'nargs': '+'}, 'questions': {'type': lambda text: text.split(',')},
-    'tokens': {'type': degrees}, 'page': {'type': int, 'nargs': '?', 'const': True}}
+    'tokens': {'type': degrees}, 'stage': {'choices': STAGES},
+    'page': {'type': int, 'nargs': '?', 'const': True}}
 
 # The settings that shape the weights; saved with them. `learned` (in no row above) lists the
 # questions that they know; settings.questions, those to ask in this run: perhaps fewer.
@@ -591,7 +592,6 @@ def mistakes(settings):
         'draw must be answers that the model knows, or all':
             not s.draw or all(question_of(s, name) for name in to_draw(s)),  # see Drawing
         'page must be a port below 65536': s.page is None or 0 <= s.page < 65536,
-        f'stage must be one of {", ".join(STAGES)}': s.stage in STAGES,
         'stage eye needs tokens of degree 2, and reconstruction':
             s.stage != 'eye' or codes and s.reconstruction}
     return '; '.join(rule for rule, good in rules.items() if not good)
