@@ -1185,7 +1185,7 @@ def report(weights, settings, digits):
         which = '' if question == 'name' else f' of {question}'
         low, high = interval(right, len(digits))
         print(f'test accuracy{which}: {right}/{len(digits)} = {right / len(digits):.2%} '
-              f'(95% interval {low:.2f}-{high:.2f})', flush=True)
+              f'(95% interval {low:.2f}-{high:.2f})')
 
 def show_answers(settings, digits, images, answers):
     """Show what is said of some digits: below pictures, or, without a terminal, line by line."""
@@ -1197,7 +1197,6 @@ def show_answers(settings, digits, images, answers):
     else:
         for (_, label), name, text in zip(digits, names, texts):
             print(f'[{label}] true: {name} | generated: {text}')
-    sys.stdout.flush()
 
 def interval(right, total):
     """how many of so many answers were right -> the 95% interval of the true accuracy, in %"""
@@ -1225,7 +1224,7 @@ def main(argv=None):
     own, usual = vars(settings), vars(complete({'size': settings.size}))
     changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
     # The size, and what is not the default
-    print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]), flush=True)
+    print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]))
     if settings.steps:
         train(settings, numbers, digits)
     if settings.save is not None:
@@ -1242,8 +1241,9 @@ if __name__ == '__main__':
     # None: there is no output, as in pythonw.exe.
     sys.stdout, sys.stderr = [f or open(os.devnull, 'w') for f in (sys.stdout, sys.stderr)]
     with suppress(AttributeError):  # an editor's own output
-        sys.stdout.reconfigure(errors='replace')  # not every terminal has an é
-    # What is still buffered is written at the end. If that fails (disk full), report it, too:
+        # Not every terminal has an é. Each line appears at once, in a pipe, too.
+        sys.stdout.reconfigure(errors='replace', line_buffering=True)
+    # What could not be written is tried again at the end. If that fails (disk full), report it:
     # so flush inside the try. sys.exit() would flush, and fail, again: os._exit() ends at once, and
     # leaves no time for a second Ctrl-C.
     try:
