@@ -955,11 +955,6 @@ def draw(weights, settings, text, start=None):
         images.append(rmsnorm(moved))
     return images
 
-def draw_and_read(weights, settings, question, name, start=None):
-    """an answer, an image x to start from -> draw()'s images, what is read in the last"""
-    images = draw(weights, settings, PROMPTS[question] + name + EOS, start)
-    return images, answer(weights, settings, images[-1])[0][question]
-
 def question_of(settings, name, first='name'):
     """an answer -> the question that is asked and has it: `first`, or one of the table; or None"""
     return next((q for q in (first, *ANSWERS)
@@ -975,8 +970,10 @@ def exhibit(weights, settings):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
     drawings, captions = [], []
     for name in to_draw(settings):
-        images, said = draw_and_read(weights, settings, question_of(settings, name), name)
-        drawings.append(images[-1])
+        question = question_of(settings, name)
+        x = draw(weights, settings, PROMPTS[question] + name + EOS)[-1]
+        said = answer(weights, settings, x)[0][question]
+        drawings.append(x)
         captions.append(f'{name}: {caption(name, said)}')
     show(settings, drawings, captions)
 
@@ -1042,7 +1039,8 @@ def draw_name(weights, settings, question, body):
     check(question, 'name must be an answer that the model knows')
     start = prepare(settings, centre(order['ink'])) if 'ink' in order else None
     with DRAWING:
-        images, said = draw_and_read(weights, settings, question, name, start)
+        images = draw(weights, settings, PROMPTS[question] + name + EOS, start)
+    said = answer(weights, settings, images[-1])[0][question]
     return {'size': settings.size, 'frames': [greys(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
