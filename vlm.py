@@ -268,13 +268,14 @@ def transformer(weights, settings, h, cache, predict=True):
         normed = rmsnorm(h)
         keys.append(cut(linear(weights[f'mouth{layer}.key'], normed)))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
-        if predict or layer < settings.layers - 1:  # else key and value are enough
-            query = cut(linear(weights[f'mouth{layer}.query'], normed))
-            shares.append(attention(settings, query, keys))
-            h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
-            hidden = relu(linear(weights[f'mouth{layer}.up'], rmsnorm(h)))
-            h = add(h, linear(weights[f'mouth{layer}.down'], hidden))
-    return linear(weights['mouth.logits'], rmsnorm(h)) if predict else None
+        if not predict and layer == settings.layers - 1:
+            return None  # key and value are enough
+        query = cut(linear(weights[f'mouth{layer}.query'], normed))
+        shares.append(attention(settings, query, keys))
+        h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
+        hidden = relu(linear(weights[f'mouth{layer}.up'], rmsnorm(h)))
+        h = add(h, linear(weights[f'mouth{layer}.down'], hidden))
+    return linear(weights['mouth.logits'], rmsnorm(h))
 
 def prefill(weights, settings, vision):
     """vision tokens [patches^2][tokens][width] -> the cache, once the mouth has read them"""
