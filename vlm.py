@@ -244,14 +244,14 @@ def rebuilding_loss(weights, settings, vision, x):
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
-    """query [heads][pieces][n], keys [so far][heads][pieces][n] -> shares [heads][so far]"""
+    """query [all pieces][n], keys [so far][all pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
     # that (2 pieces: sqrt(8) * sqrt(8) = 8), else one share is nearly 1, derivatives nearly 0.
-    shares, scale = [], len(query[0][0]) ** (-settings.pieces / 2)
-    for head, parts in enumerate(query):
-        scores = [product(map(dot, parts, key[head])) for key in keys]  # (q1.k1)(q2.k2)
-        shares.append(softmax(collect(scores), scale))
-    return shares
+    scale, scores = len(query[0]) ** (-settings.pieces / 2), []  # scores: [so far][heads]
+    for key in keys:
+        dots = split(list(map(dot, query, key)), settings.pieces)  # [heads][pieces]
+        scores.append([product(some) for some in dots])            # (q1.k1)(q2.k2)
+    return [softmax(collect(of_head), scale) for of_head in zip(*scores)]
 
 def fetch(shares, values):
     """shares [heads][so far], values [so far][width] -> [width], sums over tokens: share * value"""
@@ -261,16 +261,14 @@ def fetch(shares, values):
 
 def transformer(weights, settings, h, cache, predict=True):
     """a token's h [width] -> logits; the cache (keys, values, shares of each layer) grows by it"""
-    def cut(a):
-        """[width] -> [heads][pieces][n], such as [16] -> [2][8] -> [1][2][8]"""
-        return split(split(a, settings.width // settings.heads // settings.pieces), settings.pieces)
+    n = settings.width // settings.heads // settings.pieces  # numbers in a piece: 16 / 1 / 2 = 8
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
-        keys.append(cut(linear(weights[f'mouth{layer}.key'], normed)))
+        keys.append(split(linear(weights[f'mouth{layer}.key'], normed), n))
         values.append(linear(weights[f'mouth{layer}.value'], normed))
         if not predict and layer == settings.layers - 1:
             return None  # key and value are enough
-        query = cut(linear(weights[f'mouth{layer}.query'], normed))
+        query = split(linear(weights[f'mouth{layer}.query'], normed), n)
         shares.append(attention(settings, query, keys))
         h = add(h, linear(weights[f'mouth{layer}.output'], fetch(shares[-1], values)))
         hidden = relu(linear(weights[f'mouth{layer}.up'], rmsnorm(h)))

@@ -192,8 +192,7 @@ class Layers(Case):
 
                 def layer(query, keys, values):
                     n = 4 // pieces
-                    query, *keys = [vlm.split(vlm.split(vector, n), pieces)
-                                    for vector in [query, *vlm.split(keys, 8)]]
+                    query, *keys = [vlm.split(vector, n) for vector in [query, *vlm.split(keys, 8)]]
                     shares = vlm.attention(settings, query, keys)
                     return vlm.fetch(shares, vlm.split(values, 8))
 
