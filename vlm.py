@@ -146,17 +146,17 @@ def split(a, n):
 
 def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
-    data = scores.data if type(scores) is Vector else scores
-    highest = max(data)  # subtracted from all: their ratios stay, and e^... cannot overflow
-    exps = [math.exp(scale * (score - highest)) for score in data]
+    if type(scores) is Vector:
+        probs = softmax(scores.data, scale)
+        # p_i = e_i / T. Score j changes only e_j and T, both by scale e_j. So, by the quotient rule,
+        # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j, where True is 1.
+        slopes = [[scale * p * ((i == j) - q) for j, q in enumerate(probs)]
+                  for i, p in enumerate(probs)]
+        return collect([Value(p, (scores, row)) for p, row in zip(probs, slopes)])
+    highest = max(scores)  # subtracted from all: their ratios stay, and e^... cannot overflow
+    exps = [math.exp(scale * (score - highest)) for score in scores]
     total = sum(exps)
-    probs = [e / total for e in exps]
-    if type(scores) is not Vector:
-        return probs
-    # p_i = e_i / T. Score j changes only e_j and T, both by scale e_j. So, by the quotient rule,
-    # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j, where True is 1.
-    return collect([Value(p, (scores, [scale * p * ((i == j) - q) for j, q in enumerate(probs)]))
-                    for i, p in enumerate(probs)])
+    return [e / total for e in exps]
 
 # ---- The eye: from pixels to vision tokens -------------------------------------------------------
 # A vision token is a vector of latents, numbers that answer questions about the image x. With a
