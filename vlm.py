@@ -148,8 +148,9 @@ def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
     if type(scores) is Vector:
         probs = softmax(scores.data, scale)
-        # p_i = e_i / T. Score j changes only e_j and T, both by scale e_j. So, by the quotient rule,
-        # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j, where True is 1.
+        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. Score j changes only e_j and T,
+        # both by scale e_j. By the quotient rule, p_i' = e_i' / T - e_i T' / T^2
+        # = scale p_i (i == j) - scale p_i p_j, where True is 1.
         slopes = [[scale * p * ((i == j) - q) for j, q in enumerate(probs)]
                   for i, p in enumerate(probs)]
         return collect([Value(p, (scores, row)) for p, row in zip(probs, slopes)])
