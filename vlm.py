@@ -148,8 +148,8 @@ def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
     if type(scores) is Vector:
         probs = softmax(scores.data, scale)
-        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. Score j changes only e_j and T,
-        # both by scale e_j. By the quotient rule, p_i' = e_i' / T - e_i T' / T^2
+        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. By score j, only e_j and T have
+        # derivatives ('), both scale e_j. So, by the quotient rule, p_i' = e_i' / T - e_i T' / T^2
         # = scale p_i (i == j) - scale p_i p_j, where True is 1.
         slopes = [[scale * p * ((i == j) - q) for j, q in enumerate(probs)]
                   for i, p in enumerate(probs)]
@@ -198,7 +198,7 @@ def code(settings, tokens):
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
 # In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: 64*64 such
-# T_j would give B = sum_j f_j T_j. Our 16 are at any angles; learning brings the sum, A, near B.
+# T_j would give B = sum_j f_j T_j. Our 16, at any angles, give a sum A; learning brings it near B.
 #     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -228,7 +228,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
-# makes of rmsnorm(h) (a residual connection). Then `logits` makes of h a score for each letter.
+# makes of rmsnorm(h) (a residual connection). Of the last one, `logits` makes a score per letter.
 #
 # The first half, attention, fetches what earlier tokens know. From h, three matrices make a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
@@ -245,7 +245,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
 
 def attention(settings, query, keys):
-    """query [all pieces][n], keys [so far][all pieces][n] -> shares [heads][so far]"""
+    """query [heads * pieces][n], keys [so far][heads * pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
     # that (2 pieces: sqrt(8) * sqrt(8) = 8), else one share is nearly 1, derivatives nearly 0.
     scale, scores = len(query[0]) ** (-settings.pieces / 2), []  # scores: [so far][heads]
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far only G's Values are on the tape. All examples use them: put it aside, where backward()
-    # cannot empty it. Each example adds to G's grads; after the last, walk_back() hands them on.
+    # So far only G's Values are on the tape. All examples use them: put it aside, or the first's
+    # backward() would empty it. Each adds to G's grads; after the last, walk_back() hands them on.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -376,7 +376,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
-# step 1, one is 0.15 g. So it is divided by 1 - BETA^step, then 0.15. Decay: unneeded numbers fade.
+# step 1, one is 0.15 g. So it is divided by 1 - BETA^step: here 0.15. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -1006,7 +1006,8 @@ def kept(weights, settings, x):
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
-    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough: |w| stays below sqrt(a).
+    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough: as |p / 2| <= a |w|, the new
+    # |w| is at most 2 a |w| / (a + w.w), and so at most sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
