@@ -13,7 +13,7 @@ The mouth (a language model, or decoder: a small GPT) reads a sequence of tokens
 those so far, the next letter. The first tokens are vectors, the vision tokens: the eye (a vision
 encoder, or visual tokenizer) makes them of the image. The others are letters (text tokens). One
 example to learn from is a pair: an image, as a list with a number for each pixel, and a text, in
-which '<' is BOS, its begin, and '>' is EOS, its end:
+which '<' is BOS, its start, and '>' is EOS, its end:
 
     ([0.0, 0.0, 0.71, 2.58, ...], '<seven>')    # 64; 0 is black; scaled to mean square 1
 
@@ -198,8 +198,8 @@ def code(settings, tokens):
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
 # In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: 64*64 such
-# T_j would give B = sum_j f_j T_j. Our 16, at any angles, give a sum A; learning brings it near B.
-#     The error is (A - B).(A - B) = A.A - 2 A.B + B.B. By (*), it needs no table:
+# T_j would give B = sum_j f_j T_j. Our 16, at any angles, give A, not B; learning brings it near.
+#     The error of A = sum_j f_j T_j, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # x = (1, 2), l = (1, 0), r = (0, 1): B = ((1, 2), (2, 4)), f = 2, A = ((0, 2), (0, 0)), error 21.
@@ -309,7 +309,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. Such
-    # a w can learn, as d(w.x)/dw = x. What made x waits a step: its derivative d(w.x)/dx = w is 0.
+    # a w can learn, as d(w.x)/dw = x. What made x waits for that: d(w.x)/dx = w is 0 until then.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -342,7 +342,7 @@ def cross_entropy(logits, target):
     return Value(loss, (logits, [p - (j == target) for j, p in enumerate(probs)]))
 
 def naming_loss(weights, settings, vision, text):
-    """vision tokens, a text such as '<seven>' -> the sum of the losses of its letters"""
+    """vision tokens, a text such as '<seven>' -> the sum of the losses of letters not known"""
     losses, cache = [], prefill(weights, settings, vision)
     for place, (letter, following) in enumerate(zip(text, text[1:])):
         logits = next_logits(weights, settings, letter, place, cache)
@@ -376,7 +376,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
-# step 1, one is 0.15 g. So it is divided by 1 - BETA^step: here 0.15. Decay: unneeded numbers fade.
+# step 1, g's is 0.15 g. So it is divided by 1 - BETA^step, then 0.15. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -487,6 +487,7 @@ def answer(weights, settings, x):
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
 
+# (What a stage's loss does not see, as degree 3 in stage eye, decays: give it --decay 0.)
 STAGES = {  # the prefix of the matrices that change ('': all)
     'joint': '', 'eye': 'eye', 'mouth': 'mouth', 'frozen-eye': 'mouth', 'frozen-mouth': 'eye'}
 
@@ -711,7 +712,7 @@ def end_with_first():
 # ---- Images: from raw pixels to examples ---------------------------------------------------------
 def shrink(line, size, start=0.0, length=None):
     """`length` pixels of a row (None: all) from `start` on, in `size` equal parts -> their means;
-    outside of it, pixels are 0
+    beyond the row's ends, pixels are 0
 
     >>> shrink([2, 2, 5], 2)    # (2 + 2/2) / 1.5, (2/2 + 5) / 1.5
     [2.0, 4.0]
@@ -1006,8 +1007,9 @@ def kept(weights, settings, x):
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
-    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough: as |p / 2| <= a |w|, the new
-    # |w| is at most 2 a |w| / (a + w.w), and so at most sqrt(a), as (sqrt(a) - |w|)^2 >= 0.
+    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough. p is A w + A^T w, so |p| is
+    # at most 2 a |w|, as each |row.w| <= |row| |w|. So the new |w| is at most
+    #     2 a |w| / (a + w.w), at most sqrt(a), as (sqrt(a) - |w|)^2 >= 0
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
