@@ -228,7 +228,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # ---- The mouth: a GPT with tensor-product attention ----------------------------------------------
 # Each token has a vector h: the vision token, or a letter's row of the matrix `embedding`; plus a
 # row for its position, as attention knows no order. A layer has two halves: each adds to h what it
-# makes of rmsnorm(h) (a residual connection). Of the last one, `logits` makes a score per letter.
+# makes of rmsnorm(h) (a residual connection). Last, `logits` makes of h a score per letter.
 #
 # The first half, attention, fetches what earlier tokens know. From h, three matrices make a query
 # (what I look for), a key (what I offer) and a value (what I hand over; not the class). '<' may
@@ -261,7 +261,7 @@ def fetch(shares, values):
     return collect([dot(shares[i // head_width], column) for i, column in enumerate(columns)])
 
 def transformer(weights, settings, h, cache, predict=True):
-    """a token's h [width] -> logits; the cache (keys, values, shares of each layer) grows by it"""
+    """a token's h [width] -> logits, or None; the cache (keys, values, shares per layer) grows"""
     n = settings.width // settings.heads // settings.pieces  # numbers in a piece: 16 / 1 / 2 = 8
     for layer, (keys, values, shares) in enumerate(cache):
         normed = rmsnorm(h)
@@ -376,7 +376,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
-# step 1, g's is 0.15 g. So it is divided by 1 - BETA^step, then 0.15. Decay: unneeded numbers fade.
+# step 1, g's is 0.15 g. It is divided by 1 - BETA^step, first 0.15. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -941,7 +941,7 @@ DRAWING = threading.Lock()  # the page's threads share one tape (reading needs n
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: dot(row, x) takes floats only as x, not as a row of weights.
+    # Weights, too, must be Values: fetch() puts numbers of image and letters into one Vector.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -1007,9 +1007,7 @@ def kept(weights, settings, x):
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
-    # With a = sqrt(A.A) = sqrt(f.(G f)), the steps are small enough. p is A w + A^T w, so |p| is
-    # at most 2 a |w|, as each |row.w| <= |row| |w|. So the new |w| is at most
-    #     2 a |w| / (a + w.w), at most sqrt(a), as (sqrt(a) - |w|)^2 >= 0
+    # with a = sqrt(A.A) = sqrt(f.(G f)). By trying: with steps of this size, ten are enough.
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
