@@ -248,10 +248,10 @@ def attention(settings, query, keys):
     """query [heads * pieces][n], keys [so far][heads * pieces][n] -> shares [heads][so far]"""
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
     # that (2 pieces: sqrt(8) * sqrt(8) = 8), else one share is nearly 1, derivatives nearly 0.
-    scale, scores = len(query[0]) ** (-settings.pieces / 2), []  # scores: [so far][heads]
-    for key in keys:
-        dots = split(list(map(dot, query, key)), settings.pieces)  # [heads][pieces]
-        scores.append([product(some) for some in dots])            # (q1.k1)(q2.k2)
+    scale, pieces, scores = len(query[0]) ** (-settings.pieces / 2), settings.pieces, []
+    for key in keys:  # scores will be [so far][heads]
+        dots = list(map(dot, query, key))  # q1.k1, q2.k2, then those of the next head
+        scores.append([product(dots[i:i + pieces]) for i in range(0, len(dots), pieces)])
     return [softmax(collect(of_head), scale) for of_head in zip(*scores)]
 
 def fetch(shares, values):
