@@ -148,9 +148,9 @@ def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
     if type(scores) is Vector:
         probs = softmax(scores.data, scale)
-        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. By score j, only e_j and T have
-        # derivatives ('), both scale e_j. So, by the quotient rule, p_i' = e_i' / T - e_i T' / T^2
-        # = scale p_i (i == j) - scale p_i p_j, where True is 1.
+        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. Derivatives (') by score j: T' is
+        # scale e_j; e_i', too, if i == j, else 0. So, by the quotient rule, where True is 1,
+        # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j.
         slopes = [[scale * p * ((i == j) - q) for j, q in enumerate(probs)]
                   for i, p in enumerate(probs)]
         return collect([Value(p, (scores, row)) for p, row in zip(probs, slopes)])
@@ -193,12 +193,12 @@ def code(settings, tokens):
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
 # well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q (p, q: pixels),
-# they saw the table B = x x^T: x_p x_q is in row p, column q. Likewise, latent j has the table
-# T_j = l_j r_j^T of its two patterns. For tables, too, . multiplies and adds up elements:
+# they saw products of two pixels, x_p x_q, in row p, column q of the table B = x x^T. Likewise, T_j
+# is the table l_j r_j^T of latent j's patterns. For tables, . multiplies and adds up elements, too:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: 64*64 such
-# T_j would give B = sum_j f_j T_j. Our 16, at any angles, give A, not B; learning brings it near.
+# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: were
+# 64*64 T_j like u, w, B would be sum_j f_j T_j. Our 16 give A, not B; learning brings it near.
 #     The error of A = sum_j f_j T_j, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -309,7 +309,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. Such
-    # a w can learn, as d(w.x)/dw = x. What made x waits for that: d(w.x)/dx = w is 0 until then.
+    # a w can learn, as d(w.x)/dw = x: first logits. What made x waits: d(w.x)/dx = w is 0 as yet.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -941,7 +941,7 @@ DRAWING = threading.Lock()  # the page's threads share one tape (reading needs n
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: fetch() puts numbers of image and letters into one Vector.
+    # Weights, too, must be Values: Vectors have nothing else; image and letters meet in fetch().
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
