@@ -941,7 +941,7 @@ DRAWING = threading.Lock()  # the page's threads share one tape (reading needs n
 
 def draw(weights, settings, text, start=None):
     """'<seven>', an image x to start from (else flat grey) -> the images on the way"""
-    # Weights, too, must be Values: Vectors have nothing else; image and letters meet in fetch().
+    # Weights, too, must be Values: dot() takes a constant only as b, and their rows are its a.
     weights = {name: [collect(list(map(Value, row))) for row in matrix]
                for name, matrix in weights.items()}
     aims = argparse.Namespace(**vars(settings))
@@ -1007,7 +1007,7 @@ def kept(weights, settings, x):
     # Its derivative by w is 4 (w.w) w - 2 p, p = sum_j f_j ((r_j.w) l_j + (l_j.w) r_j). Begin at
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
-    # with a = sqrt(A.A) = sqrt(f.(G f)). By trying: with steps of this size, ten are enough.
+    # with a = sqrt(A.A) = sqrt(f.(G f)). Any small step would do; of this one, ten are enough.
     out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
     for patch in split(x, len(x) // settings.patches ** 2):
