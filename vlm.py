@@ -1058,8 +1058,7 @@ class Page(BaseHTTPRequestHandler):
         """Answer. A client that goes away is no error."""
         with suppress(OSError):
             self.raw_requestline = self.rfile.readline(65537)
-            if self.raw_requestline:
-                self.respond()
+            self.send(*self.respond())
             # If we close with input unread, as after some refusals, TCP may drop our answer. So
             # read what is left, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
@@ -1067,13 +1066,11 @@ class Page(BaseHTTPRequestHandler):
                 pass
 
     def respond(self):
-        """Read the rest of the request; answer with what a task makes of it."""
+        """Read the rest of a request -> status; what a task makes of it, or why it is refused"""
         weights, settings = self.server.model  # from serve()
-        status, parsed = 400, False
-        with suppress(Exception):  # some Content-Type makes Python's parser fail
-            parsed = self.parse_request()  # it sets command, path, headers
+        status = 400
         try:
-            check(parsed, 'this is no HTTP')
+            check(self.parse_request(), 'this is no HTTP')  # it sets command, path, headers
             self.check_sender()
             path, _, query = self.path.partition('?')
             method, task = TASKS.get(path, (None, None))
@@ -1086,11 +1083,10 @@ class Page(BaseHTTPRequestHandler):
             check(length.isdecimal() and len(length) < 8, 'a Content-Length has 1 to 7 digits')
             body = self.rfile.read(int(length))
             check(len(body) == int(length), 'the body is shorter than its Content-Length')
-            status, content = 200, task(weights, settings, question, body)
-        # SystemExit: by check(); OSError: `timeout` seconds of silence; the others: by json
-        except (SystemExit, OSError, ValueError, RecursionError) as refusal:
-            content = {'error': str(refusal).removeprefix('vlm.py: ')}
-        self.send(status, content)
+            return 200, task(weights, settings, question, body)
+        # SystemExit: by check(). Others: silence; by json; some headers make Python's parser fail.
+        except (SystemExit, Exception) as refusal:
+            return status, {'error': str(refusal).removeprefix('vlm.py: ')}
 
     def check_sender(self):
         """Refuse other machines and sites."""
