@@ -1055,10 +1055,20 @@ class Page(BaseHTTPRequestHandler):
     log_message = send_error = lambda *_: None  # http.server says nothing by itself
 
     def handle(self):
-        """Answer. A client that goes away is no error."""
+        """Answer with a page (bytes), or else with JSON. A client that goes away is no error."""
         with suppress(OSError):
             self.raw_requestline = self.rfile.readline(65537)
-            self.send(*self.respond())
+            status, content = self.respond()
+            page = type(content) is bytes
+            self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
+            self.send_response(status)
+            self.send_header('Content-Type', 'text/html' if page else 'application/json')
+            # The page may load nothing from elsewhere: its script and style are inline, its
+            # pictures data or blobs. Nor may it stand inside another site's.
+            self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
+                             "img-src 'self' data: blob:; frame-ancestors 'none'")
+            self.end_headers()
+            self.wfile.write(content if page else json.dumps(content).encode())
             # If we close with input unread, as after some refusals, TCP may drop our answer. So
             # read what is left, until the client closes, or `timeout`.
             self.connection.shutdown(socket.SHUT_WR)  # no more from us
@@ -1097,20 +1107,6 @@ class Page(BaseHTTPRequestHandler):
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
         # Origin: the site whose page sends this. Any page can, to any address.
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
-
-    def send(self, status, content):
-        """Answer with a page (bytes), or else with JSON."""
-        self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
-        page = type(content) is bytes
-        content = content if page else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header('Content-Type', 'text/html' if page else 'application/json')
-        # The page may load nothing from elsewhere: its script and style are inline, its pictures
-        # data or blobs. Nor may it stand inside another site's.
-        self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
-                         "img-src 'self' data: blob:; frame-ancestors 'none'")
-        self.end_headers()
-        self.wfile.write(content)
 
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
