@@ -1118,11 +1118,10 @@ def open_server(port):
     """-> a server at this port, or, for True, at the first free one from 8000 on"""
     page = data_folder() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
-    ports = range(8000, 8100) if port is True else [port]
-    for number in ports:
+    for number in range(8000, 8100) if port is True else [port]:
         with suppress(OSError):  # it is taken
             return Server(('127.0.0.1', number), Page)
-    check(False, f'port {ports[-1]} is not free, or not allowed')
+    check(False, f'port {number} is not free, or not allowed')
 
 def serve(server, weights, settings):
     """Answer requests until Ctrl-C."""
