@@ -913,8 +913,10 @@ def show(settings, images, captions):
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
              or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
-    pictures = []
-    for x in images:
+    width = settings.size * (2 if plain else 1)
+    column = max(width, *map(len, captions))
+    blocks = []
+    for x, text in zip(images, captions):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
@@ -922,14 +924,12 @@ def show(settings, images, captions):
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
-        pictures.append(lines)
-    width = settings.size * (2 if plain else 1)
-    column = max(width, *map(len, captions))
-    together = max(80 // (column + 1), 1)
-    for some, texts in zip(split(pictures, together), split(captions, together)):
+        lines = [line + ' ' * (column - width) for line in lines]  # colours take no room
+        blocks.append([*lines, text.ljust(column)])
+    for some in split(blocks, max(80 // (column + 1), 1)):
         for lines in zip(*some):
-            print(*[line + ' ' * (column - width) for line in lines])  # colours take no room
-        print(*[text.ljust(column) for text in texts], end='\n\n')
+            print(*lines)
+        print()
 
 # ---- Drawing: from an answer to an image ---------------------------------------------------------
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
