@@ -519,7 +519,7 @@ data            null      null  folder of MNIST's files; else data/ by vlm.py, o
 save            null      null  write the weights to this file, as JSON
 load            null      null  speak with these; with steps, stage, lr or batch: learn on
 draw            null      null  draw answers, such as seven,three, or all
-page            null      null  then serve a page to play with, at this port
+page            null      null  serve a page to play with, at this port; else 8000, 8001 ...
 questions       null      null  such as name,parity; else name, or all that a file knows
 """, 'learning': """
 stage           "joint"   null  joint, eye, mouth, frozen-eye or frozen-mouth
@@ -562,7 +562,8 @@ def complete(given):
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
     defaults = {name: json.loads(default.split('/')[column]) for _, name, default, *_ in ROWS}
     learned = given.get('learned', given.get('questions', ['name']))  # new: what is asked
-    settings = argparse.Namespace(**{**defaults, 'learned': learned, 'questions': learned, **given})
+    defaults.update(learned=learned, questions=learned)
+    settings = argparse.Namespace(**{**defaults, **given})
     texts = [EOS]
     for question in learned:  # mistakes() will refuse one that is in no row
         texts += [PROMPTS.get(question, ''), *ANSWERS.get(question, [])]
@@ -801,10 +802,10 @@ def save(path, settings, numbers):
 
 def load(path):
     """-> the settings in a file by save(), its numbers"""
-    # What is not here is looked for where data/ is: data/weights-8.json, say.
-    here, beside = Path(path), data_folder().parent / path
-    content = (beside if beside.exists() and not here.exists() else here).read_bytes()
-    good = False
+    folder = data_folder().parent  # what is not here may be there: data/weights-8.json, say
+    found = [place for place in (Path(path), folder / path) if place.exists()]
+    check(found, f'{path} is neither here nor in {folder}')
+    content, good = found[0].read_bytes(), False
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack `learned`
@@ -912,7 +913,7 @@ def show(settings, images, captions):
     """Print each image x above its caption, side by side in 80 columns."""
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
-             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an older console of Windows
+             or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an old console
     width = settings.size * (2 if plain else 1)
     column = max(width, *map(len, captions))
     blocks = []
@@ -920,7 +921,7 @@ def show(settings, images, captions):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
-        else:      # one for two pixels: ink (38) is the upper, paper (48) the lower; greys: 232-255
+        else:      # one for two: ink (38) is the upper, paper (48) the lower; greys: 232-255
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
@@ -962,8 +963,8 @@ def question_of(settings, name, first='name'):
                  if q in settings.questions and name in ANSWERS[q]), None)
 
 def to_draw(settings):
-    """-> the answers in --draw; for `all`, those to the table's first question that is asked"""
-    names = ','.join(settings.draw).split(',')  # both `seven three` and `seven,three` will do
+    """-> the answers in --draw; `all`: those to the table's first question that is asked"""
+    names = ','.join(settings.draw).split(',')  # `seven three` will do, too
     every = next((ANSWERS[q] for q in ANSWERS if q in settings.questions), [])
     return list(dict.fromkeys(every)) if names == ['all'] else names  # each once
 
@@ -986,7 +987,7 @@ def centre(ink):
           'a drawing is n * n numbers from 0 to 255, n from 8 to 560')
     least = max(ink) / 5  # what is fainter is no ink
     lines = split(ink, math.isqrt(len(ink)))
-    # Each step is done to the rows, then to the columns: zip(*rows) is the columns, and back.
+    # Each step is done to rows, then to columns: zip(*rows) is the columns, and back.
     for _ in range(2):  # keep those from the first to the last that have ink
         inked = [i for i, line in enumerate(lines) if max(line) > least] or [0]
         lines = list(zip(*lines[inked[0]:inked[-1] + 1]))
@@ -1021,7 +1022,7 @@ def kept(weights, settings, x):
     return out
 
 def read_drawing(weights, settings, question, body):
-    """POST /read?ask=name, a drawing [n * n] -> answers; the image as it is seen, as it is kept"""
+    """POST /read?ask=name, a drawing [n * n] -> answers; the image as seen, as kept"""
     seen = downscale(settings, centre(body))
     x = rmsnorm(seen)  # as prepare() does
     said, _ = answer(weights, settings, x)
@@ -1045,35 +1046,34 @@ def draw_name(weights, settings, question, body):
     return {'size': settings.size, 'frames': [greys(settings, x, max(x)) for x in images],
             'read': said['name'], 'probability': said['probability']}
 
-TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),  # the page
+TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),
          '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
     """Answers a request, in a thread of its own. Of http.server, it uses what reads and writes
     headers."""
     timeout = 5  # seconds that the other side may be silent
-    log_message = send_error = lambda *_: None  # http.server says nothing by itself
+    log_message = send_error = lambda *_: None  # http.server is to say nothing
 
     def handle(self):
-        """Answer with a page (bytes), or else with JSON. A client that goes away is no error."""
-        with suppress(OSError):
-            self.raw_requestline = self.rfile.readline(65537)
-            status, content = self.respond()
-            page = type(content) is bytes
-            self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
-            self.send_response(status)
-            self.send_header('Content-Type', 'text/html' if page else 'application/json')
-            # The page may load nothing from elsewhere: its script and style are inline, its
-            # pictures data or blobs. Nor may it stand inside another site's.
-            self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
-                             "img-src 'self' data: blob:; frame-ancestors 'none'")
-            self.end_headers()
-            self.wfile.write(content if page else json.dumps(content).encode())
-            # If we close with input unread, as after some refusals, TCP may drop our answer. So
-            # read what is left, until the client closes, or `timeout`.
-            self.connection.shutdown(socket.SHUT_WR)  # no more from us
-            while self.connection.recv(65536):
-                pass
+        """Answer with a page (bytes), or else with JSON."""
+        self.raw_requestline = self.rfile.readline(65537)
+        status, content = self.respond()
+        page = type(content) is bytes
+        self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
+        self.send_response(status)
+        self.send_header('Content-Type', 'text/html' if page else 'application/json')
+        # The page may load nothing from elsewhere: its script and style are inline, its pictures
+        # data or blobs. Nor may it stand inside another site's.
+        self.send_header('Content-Security-Policy', "default-src 'self' 'unsafe-inline'; "
+                         "img-src 'self' data: blob:; frame-ancestors 'none'")
+        self.end_headers()
+        self.wfile.write(content if page else json.dumps(content).encode())
+        # If we close with input unread, as after a refusal, TCP may drop our answer: so read
+        # what is left, until the client closes, or `timeout`.
+        self.connection.shutdown(socket.SHUT_WR)  # no more from us
+        while self.connection.recv(65536):
+            pass
 
     def respond(self):
         """Read the rest of a request -> status; what a task makes of it, or why it is refused"""
@@ -1092,9 +1092,9 @@ class Page(BaseHTTPRequestHandler):
             length = self.headers.get('Content-Length', '0')
             check(length.isdecimal() and len(length) < 8, 'a Content-Length has 1 to 7 digits')
             body = self.rfile.read(int(length))
-            check(len(body) == int(length), 'the body is shorter than its Content-Length')
+            check(len(body) == int(length), 'the body is too short')
             return 200, task(weights, settings, question, body)
-        # SystemExit: by check(). Others: silence; by json; some headers make Python's parser fail.
+        # SystemExit: by check(). Others: silence, wrong JSON, headers that Python fails on.
         except (SystemExit, Exception) as refusal:
             return status, {'error': str(refusal).removeprefix('vlm.py: ')}
 
@@ -1110,12 +1110,13 @@ class Page(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
-    request_queue_size = 64  # clients that may wait until a thread is theirs
+    request_queue_size = 64  # clients that may wait for a thread
     # True: a port can be taken again at once. (In Windows, two could share it.)
     allow_reuse_address = os.name != 'nt'
+    handle_error = lambda *_: None  # a client that goes away is no error
 
 def open_server(port):
-    """-> a server at this port, or, for True, at the first free one from 8000 on"""
+    """-> a server at this port; for True, at the first free one from 8000 on"""
     page = data_folder() / 'page.html'
     check(page.exists(), f'{page} is missing: it comes with vlm.py, in its folder data/')
     for number in range(8000, 8100) if port is True else [port]:
@@ -1129,8 +1130,9 @@ def serve(server, weights, settings):
     address = f'http://127.0.0.1:{server.server_port}/'
     print(f'play at {address} until Ctrl-C', flush=True)
     with suppress(KeyboardInterrupt):
-        if sys.stdout.isatty() and (os.name == 'nt' or sys.platform == 'darwin'
-                                    or 'DISPLAY' in os.environ):
+        # Where there are no windows, a text browser might take the terminal.
+        windows = {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & os.environ.keys()
+        if sys.stdout.isatty() and (windows or os.name == 'nt' or sys.platform == 'darwin'):
             webbrowser.open(address)
         server.serve_forever()
 

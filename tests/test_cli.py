@@ -323,7 +323,7 @@ class Weights(Runs):
             with self.subTest(name):
                 self.refused(1, name, *self.load, '--load', self.folder / name)
         self.refused(1, '', *self.load, '--load', '')
-        self.refused(1, "'missing.json'", *self.load, '--load', 'missing.json')  # as it was given
+        self.refused(1, 'missing.json is neither here nor in', *self.load, '--load', 'missing.json')
 
     def test_cannot_save(self):
         """Where --save cannot write is known before learning begins, and nothing is replaced."""
