@@ -1,5 +1,5 @@
 """The page: reading and drawing over HTTP, bad requests, Ctrl-C; the page in a real browser."""
-import contextlib, functools, http.client, importlib.util, itertools, json, math, os, platform
+import contextlib, functools, http.client, importlib.util, io, itertools, json, math, os, platform
 import random, select, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time
 import unittest, zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import vlm
+from tests import tools
 from tests.test_data import PROGRAM, TINY, digits, write
 from tests.tools import asked
 
@@ -180,17 +181,29 @@ class Answers(Case):
     """Good requests, to a model whose weights are random, but for no matrix zeros."""
     @classmethod
     def begin(cls):
-        cls.settings, file = vlm.complete({'width': 4, 'tokens': [2]}), cls.folder / 'weights.json'
+        cls.settings, file = vlm.complete({'width': 4, 'tokens': [2], 'layers': 2, 'heads': 2}
+                                          ), cls.folder / 'weights.json'
         rng, count = random.Random(3), sum(map(math.prod, vlm.shapes(cls.settings).values()))
         numbers = [rng.gauss(0, 0.5) for _ in range(count)]
         vlm.save(file, cls.settings, numbers)
         cls.weights, cls.argv = vlm.matrices(cls.settings, numbers), ['--load', file]
+        cls.plain = tools.matrices(cls.settings, numbers)  # for the model in tools
         return super().begin()
 
     def right(self, ink):
         """What the model says of a drawing, asked in this process"""
         x = vlm.prepare(self.settings, vlm.centre(ink))
         return asked(self.weights, self.settings, x)
+
+    def looks(self, ink, name):
+        """How much the model looks at a drawing before each letter: the mean over layers, heads"""
+        x = vlm.prepare(self.settings, vlm.centre(ink))
+        tokens = [tools.look(self.plain, self.settings, x)]
+        _, shares = tools.spell(self.plain, self.settings, tokens, vlm.BOS + name[:-1])
+        vision = len(tokens[0])
+        for place in range(len(name)):
+            heads = [head for layer in shares for head in layer[vision + place]]
+            yield sum(sum(head[:vision]) for head in heads) / len(heads)
 
     def test_page(self):
         """The page comes as it is in the file, with a policy that lets nothing in from outside."""
@@ -224,8 +237,10 @@ class Answers(Case):
                 self.assertEqual(''.join(letter['letter'] for letter in letters), got['name'])
                 for letter in letters:
                     self.assertEqual(set(letter), {'letter', 'probability', 'look'})
-                    self.assertTrue(0 < letter['look'] < 1 and 0 < letter['probability'] < 1)
+                    self.assertTrue(0 < letter['probability'] < 1)
                     product *= letter['probability']
+                for letter, look in zip(letters, self.looks(ink, got['name'])):
+                    self.assertAlmostEqual(letter['look'], look)
                 if len(letters) == self.settings.longest:  # so it never said EOS
                     self.assertAlmostEqual(got['probability'], product)
                 else:
@@ -554,7 +569,27 @@ class Patience(Own):
         server.end()
 
 class Starts(Own):
-    """Ports, files that are missing, other shapes of the model, the end."""
+    """Ports, browsers, files that are missing, other shapes of the model, the end."""
+    def test_browser(self):
+        """A browser is opened from a terminal, and on Linux only where there are windows."""
+        server = mock.Mock(server_port=1234)
+        server.serve_forever.side_effect = KeyboardInterrupt
+        for tty, system, environment, opens in [
+                (True, 'linux', {'DISPLAY': ':0'}, True), (False, 'linux', {'DISPLAY': ':0'}, False),
+                (True, 'linux', {'WAYLAND_DISPLAY': 'x'}, True), (True, 'linux', {}, False),
+                (True, 'linux', {'BROWSER': 'x'}, True), (True, 'darwin', {}, True)]:
+            out = io.StringIO()
+            out.isatty = lambda: tty
+            with self.subTest(tty=tty, system=system, **environment), \
+                    mock.patch.object(os, 'name', 'posix'), \
+                    mock.patch.object(sys, 'platform', system), \
+                    mock.patch.dict(os.environ, environment, clear=True), \
+                    mock.patch.object(vlm.webbrowser, 'open') as opened, \
+                    contextlib.redirect_stdout(out):
+                vlm.serve(server, {}, None)
+                address = ['http://127.0.0.1:1234/'] if opens else []
+                self.assertEqual([call.args[0] for call in opened.call_args_list], address)
+
     def fails(self, words, *argv, program=PROGRAM, status=1):
         """The program ends at once with this status; a line, the last, has these words."""
         done = subprocess.run([sys.executable, '-B', str(program), *map(str, argv)],
@@ -720,8 +755,8 @@ class Chromium(Case):
             'return c.getContext("2d").getImageData(0, 0, c.width, c.height).data'
             '.some((v, i) => i % 4 === 3 && v > 0)', id)
 
-    def stroke(self, *points):
-        """Draw a line with the mouse, through points from -1 to 1."""
+    def stroke(self, *points, lift=True):
+        """Draw a line with the mouse, through points from -1 to 1; perhaps its button stays down."""
         from selenium.webdriver import ActionChains
         canvas, actions = self.find('canvas'), ActionChains(self.driver, 10)
         half = canvas.size['width'] / 2
@@ -729,11 +764,11 @@ class Chromium(Case):
             actions.move_to_element_with_offset(canvas, int(x * half), int(y * half))
             if number == 0:
                 actions.click_and_hold()
-        actions.release().perform()
+        (actions.release() if lift else actions).perform()
 
-    def seven(self):
+    def seven(self, lift=True):
         """Draw a seven, and wait for the answer."""
-        self.stroke((-0.5, -0.6), (0, -0.62), (0.5, -0.6), (0.2, 0), (-0.1, 0.7))
+        self.stroke((-0.5, -0.6), (0, -0.62), (0.5, -0.6), (0.2, 0), (-0.1, 0.7), lift=lift)
         self.answered()
 
     def answered(self):
@@ -776,6 +811,33 @@ class Browser(Chromium):
         self.find('canvas').send_keys(Keys.ARROW_DOWN * 9)
         self.answered()
         self.assertEqual(self.text('status'), '')
+
+    def test_letters(self):
+        """While one draws: one letter after another, with its probability and how much it looked."""
+        from selenium.webdriver import ActionChains
+        self.motion('no-preference')
+        self.driver.execute_script('''
+            const fetch = window.fetch;
+            window.fetch = async (...request) => {
+              const answer = await fetch(...request);
+              answer.clone().json().then(said => window.said = said);
+              return answer;
+            };''')
+        self.seven(lift=False)
+        def right():  # at one moment; it may still be drawn or read
+            said, shown = self.driver.execute_script('''
+                return [said, [...document.querySelectorAll('#letters li')].map(item => [
+                    item.querySelector('b').textContent, item.querySelector('small').textContent,
+                    parseFloat(item.querySelector('.look').style.getPropertyValue('--look'))])];
+                ''')
+            return shown == [[entry['letter'], f'{math.floor(100 * entry["probability"] + 0.5)} %',
+                              100 * entry['look']] for entry in said['letters']]
+        until(right)
+        delays = self.driver.execute_script('''
+            return [...document.querySelectorAll('#letters li')].map(
+                item => parseFloat(getComputedStyle(item).animationDelay));''')
+        self.assertEqual(delays, sorted({*delays}))
+        ActionChains(self.driver).release().perform()
 
     def stills(self):
         """-> how much ink is on each of the small canvases: 'grey' (evenly half), 'partly', 'none'"""
@@ -860,3 +922,22 @@ class Browser(Chromium):
         self.addClassCleanup(self.server.end)
         self.answered()
         until(lambda: not self.text('status'))
+
+    def test_other_weights(self):
+        """A server that comes back with other weights: what these know can be asked."""
+        def questions():
+            return [button.get_attribute('data-question') for button
+                    in self.driver.find_elements('css selector', '#questions button')]
+        def restart(*argv):
+            self.server.end()
+            type(self).server = Server(self.folder, *argv, page=self.server.port)
+            self.addClassCleanup(self.server.end)
+        first = questions()
+        restart('--steps', 0, '--width', 4, '--tokens', 2, '--questions', 'name,parity')
+        self.seven()
+        self.assertEqual(questions(), ['name', 'parity'])
+        self.driver.find_element('css selector', '[data-question=parity]').click()
+        restart(*self.argv)
+        self.stroke((-0.3, 0), (0.4, 0))
+        until(lambda: questions() == first)
+        self.answered()
