@@ -8,7 +8,7 @@ from tests.test_cli import Runs
 from tests.test_data import PROGRAM
 from tests.tools import portions
 
-SETTINGS = vlm.complete(dict(size=4, tokens=[2, 3], width=4, heads=1, layers=2, batch=40, steps=3,
+SETTINGS = vlm.complete(dict(size=4, tokens=[2, 3], width=4, heads=1, layers=2, batch=10, steps=3,
                              temperature=0.5))
 RNG = random.Random(0)
 DIGITS = [([RNG.randrange(256) for _ in range(16)], i % 10) for i in range(24)]
@@ -26,7 +26,7 @@ def collects(item):
 
 def die(settings, loss, numbers, portion):
     """The task `gradient`, but another process that gets the last, smaller portion is killed"""
-    if multiprocessing.parent_process() and len(portion) < 14:
+    if multiprocessing.parent_process() and len(portion) < 4:
         os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
     return GRADIENT(settings, loss, numbers, portion)
 
@@ -37,13 +37,20 @@ def group(leader):
 
 class Processes(unittest.TestCase):
     """This process and its children."""
+    bits = None  # see alone()
+
     def setUp(self):
-        patcher = mock.patch.object(vlm, 'PORTIONS', 3)  # of 14, 14 and 12 examples
+        patcher = mock.patch.object(vlm, 'PORTIONS', 3)  # of 4, 4 and 2 examples
         patcher.start()
         self.addCleanup(patcher.stop)
         self.addCleanup(use, multiprocessing.get_start_method(allow_none=True))
         self.on_interrupt = signal.getsignal(signal.SIGINT)
-        self.alone = self.work(1)[0]
+
+    def alone(self):
+        """-> what one process works out, in full; this is done once for all tests"""
+        if self.bits is None:
+            type(self).bits = self.work(1)[0]
+        return self.bits
 
     @contextlib.contextmanager
     def stderr(self):
@@ -86,7 +93,7 @@ class Processes(unittest.TestCase):
         """With this many processes, of which some are left: the same bits, a line for each loss"""
         bits, lines, workers = self.work(count, **options)
         self.assertEqual((workers, [words in line for line in lines]), (left, [True] * lost), lines)
-        self.assertEqual(bits, self.alone)
+        self.assertEqual(bits, self.alone())
 
     def test_same_bits(self):
         """Any number of processes, even more than portions, started in any way."""
@@ -104,7 +111,7 @@ class Processes(unittest.TestCase):
         numbers = vlm.first_numbers(SETTINGS)
         losses = list(vlm.learn(SETTINGS, numbers, vlm.examples(SETTINGS, DIGITS),
                                 vlm.stage_loss, None, portions()))
-        self.assertEqual(self.alone[:self.alone.index('], [({')], repr((numbers, losses))[:-2])
+        self.assertEqual(self.alone()[:self.alone().index('], [({')], repr((numbers, losses))[:-2])
 
     def test_garbage(self):
         """On CPython no process searches for cycles; afterwards, as before. PyPy goes on, as its
