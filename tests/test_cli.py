@@ -229,7 +229,7 @@ class Weights(Runs):
     def test_same_report(self):
         """What --save has written --load reports alike, of whatever shape and however it speaks."""
         speak = ['--data', self.data, '--save', self.file, *'--test 25 --jobs 1'.split()]
-        for argv in ('', '--size 14 --tokens 2,2,4 --patches 7 --layers 2 --pieces 1',
+        for argv in ('', '--size 14 --tokens 2,2,4 --patches 2 --layers 2 --pieces 1',
                      '--tokens 3 --reconstruction 0 --heads 1 --mlp 3'):
             for how in [], '--temperature 1 --top-p 0.9 --seed 3'.split():
                 with self.subTest(argv, how=how):
