@@ -248,6 +248,7 @@ class Drawings(Case):
         self.assertEqual(again.split('\n')[2:], out.split('\n')[2:])
         self.assertNotIn('accuracy', out)
         self.assertEqual(len(re.findall(r'\d%', out)), 2)
+        self.patch(vlm, STEPS=1)  # now whatever is read in them will do
         out = self.accepted('nine: ', *weights, '--draw', 'all', encoding='ascii')
         self.assertEqual(len(re.findall(r'\w+: \w+ [+x] ', out)), 10)
         for names in '', 'ten', 'seven,', 'Seven', 'all,seven':
@@ -257,6 +258,7 @@ class Drawings(Case):
     def test_report_too(self):
         """With --test, there is a report as well."""
         data = write(self.folder / 'images', digits(13, 25))
+        self.patch(vlm, STEPS=1)
         out = self.accepted('accuracy: ', '--data', data, '--load', DATA / 'weights-8.json',
                             '--draw', 'one', '--test', 3)
         self.assertIn('one: ', out)

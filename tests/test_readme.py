@@ -35,7 +35,7 @@ class Commands(Case):
 
     def test_run(self):
         """Those that draw print a picture of each answer; --help shows the options."""
-        self.patch(vlm, STEPS=10)
+        self.patch(vlm, STEPS=1)
         done = 0
         for argv in commands():
             if '--draw' in argv and '--steps' not in argv or '--help' in argv:
