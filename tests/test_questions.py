@@ -2,6 +2,7 @@
 import itertools, json, math, re, unittest
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import vlm
 from tests import test_page, tools
@@ -98,7 +99,8 @@ class Answering(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.weights, cls.settings = loaded(WEIGHTS)
-        cls.x = vlm.draw(cls.weights, cls.settings, 'Dsieben>')[-1]
+        with mock.patch.object(vlm, 'STEPS', 20):  # enough for a seven
+            cls.x = vlm.draw(cls.weights, cls.settings, 'Dsieben>')[-1]
 
     def test_same_image(self):
         """Another question about the same image gets another answer, and the right one."""
@@ -231,17 +233,21 @@ class TooLarge(Runs):
             self.assertEqual((status, [*test_page.strict(answer)]), (400, ['error']))
             self.assertIn('too large', test_page.strict(answer)['error'])
 
-class Page(test_page.Case):
-    """The JSON interface."""
+class Quick(test_page.Case):
+    """A server that draws in ten steps, not eighty, for the time."""
     @classmethod
     def begin(cls):
-        """-> a server that draws in ten steps, not eighty, for the time"""
+        """-> the server"""
         program = cls.folder / 'quick.py'
         program.write_text(f'import sys\nsys.path.insert(0, {str(PROGRAM.parent)!r})\n'
                            'import vlm\nvlm.STEPS = 10\nvlm.main()\n')
-        server = test_page.Server(cls.folder, '--load', WEIGHTS, program=program)
+        server = test_page.Server(cls.folder, *cls.argv, program=program)
         cls.addClassCleanup(server.end)
         return server
+
+class Page(Quick):
+    """The JSON interface."""
+    argv = ['--load', WEIGHTS]
 
     def test_read(self):
         """?ask= chooses; without it, the first question; each answer says which there are."""
@@ -284,7 +290,7 @@ class Page(test_page.Case):
                 status, _, _ = self.server.ask('POST', '/draw', json.dumps({'name': name}))
                 self.assertEqual(status, 400)
 
-class FewerQuestions(test_page.Case):
+class FewerQuestions(Quick):
     """A server that is asked less than its weights know."""
     argv = ['--load', WEIGHTS, '--questions', 'german,parity']
 
