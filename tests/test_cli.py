@@ -472,7 +472,7 @@ class Interruptions(Runs):
                 saved = self.folder / f'saved{status}{jobs}'
                 process = self.popen(
                     '--steps', 10 ** 9, '--save', saved, '--test', test, '--jobs', jobs,
-                    '--batch', 9 if jobs > 1 else 1,
+                    '--batch', jobs,
                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                     start_new_session=True)
                 for wait in waits:

@@ -189,7 +189,7 @@ class Jobs(Runs):
         """Learning on from a file, each stage is the same for any number of processes."""
         start, file = self.folder / 'start.json', self.folder / 'file.json'
         self.accepted('accuracy', *self.tiny, '--steps', 3, '--save', start)
-        argv = [*self.tiny, '--load', start, '--save', file, '--batch', 40, '--test', 25]
+        argv = [*self.tiny, '--load', start, '--save', file, '--batch', 10, '--test', 25]
         for stage in vlm.STAGES:
             with self.subTest(stage):
                 found = [(self.accepted('accuracy', *argv, '--stage', stage, '--jobs', jobs),
@@ -203,7 +203,7 @@ class Jobs(Runs):
         self.folder.joinpath('sitecustomize.py').write_text('''import multiprocessing, os, sys
 sys.stderr.isatty = lambda: True; multiprocessing.set_start_method(os.environ['METHOD'])''')
         driver = '-c', 'import sys, vlm; vlm.PORTIONS = 3; vlm.main(sys.argv[1:])'
-        argv = '--width 2 --heads 1 --reconstruction 0 --batch 40 --jobs 3 --steps 999999'.split()
+        argv = '--width 2 --heads 1 --reconstruction 0 --batch 10 --jobs 3 --steps 999999'.split()
         ends = (-1, signal.SIGINT, (0, True, False)), (1, signal.SIGKILL, (-9, False, False))
         for method, (sign, number, expected) in itertools.product(METHODS, ends):
             with self.subTest(number.name, method=method):
