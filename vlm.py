@@ -958,7 +958,7 @@ def draw(weights, settings, text, start=None):
     return images
 
 def question_of(settings, name, first='name'):
-    """an answer -> the question that is asked and has it: `first`, or one of the table; or None"""
+    """an answer -> a question that is asked and has it, `first` or one of the table; or None"""
     return next((q for q in (first, *ANSWERS)
                  if q in settings.questions and name in ANSWERS[q]), None)
 
@@ -1100,7 +1100,8 @@ class Page(BaseHTTPRequestHandler):
 
     def check_sender(self):
         """Refuse other machines and sites."""
-        ours = [f'http://{name}:{self.server.server_port}'.removesuffix(':80')  # browsers omit it
+        port = self.server.server_port
+        ours = [f'http://{name}:{port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
         # Host: the name in the address bar. A site can have its own name lead to 127.0.0.1 (DNS
         # rebinding): its page would count as ours, and could read our answers.
@@ -1130,9 +1131,9 @@ def serve(server, weights, settings):
     address = f'http://127.0.0.1:{server.server_port}/'
     print(f'play at {address} until Ctrl-C', flush=True)
     with suppress(KeyboardInterrupt):
-        # Where there are no windows, a text browser might take the terminal.
-        windows = {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & os.environ.keys()
-        if sys.stdout.isatty() and (windows or os.name == 'nt' or sys.platform == 'darwin'):
+        # Without a desktop, a text browser might take the terminal.
+        desktop = {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & os.environ.keys()
+        if sys.stdout.isatty() and (desktop or os.name == 'nt' or sys.platform == 'darwin'):
             webbrowser.open(address)
         server.serve_forever()
 

@@ -571,7 +571,7 @@ class Patience(Own):
 class Starts(Own):
     """Ports, browsers, files that are missing, other shapes of the model, the end."""
     def test_browser(self):
-        """A browser is opened from a terminal, and on Linux only where there are windows."""
+        """A browser is opened from a terminal, and on Linux only where there is a desktop."""
         server = mock.Mock(server_port=1234)
         server.serve_forever.side_effect = KeyboardInterrupt
         for tty, system, environment, opens in [
