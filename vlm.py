@@ -148,8 +148,8 @@ def softmax(scores, scale=1.0):
     """scores [n] -> probabilities [n]: e^(scale * score), divided by the sum of all of these"""
     if type(scores) is Vector:
         probs = softmax(scores.data, scale)
-        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. Derivatives (') by score j: T' is
-        # scale e_j; e_i', too, if i == j, else 0. So, by the quotient rule, where True is 1,
+        # p_i = e_i / T, e_i = e^(scale * score i), T their sum. Derivatives (') by score j: T' =
+        # scale e_j; e_i' = scale e_i if i == j, else 0. So, by the quotient rule, where True is 1,
         # p_i' = e_i' / T - e_i T' / T^2 = scale p_i (i == j) - scale p_i p_j.
         slopes = [[scale * p * ((i == j) - q) for j, q in enumerate(probs)]
                   for i, p in enumerate(probs)]
@@ -195,11 +195,11 @@ def code(settings, tokens):
 # well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q (p, q: pixels),
 # they saw products of two pixels, x_p x_q, in row p, column q of the table B = x x^T. Likewise, T_j
 # is the table l_j r_j^T of latent j's patterns. For tables, . multiplies and adds up elements, too:
-#     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (a.c)(b.d)  (*)
+#     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (sum_p a_p c_p)(sum_q b_q d_q) = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, v = (v.u) u + (v.w) w, if u.u = w.w = 1, u.w = 0. Tables are vectors, too: were
-# 64*64 T_j like u, w, B would be sum_j f_j T_j. Our 16 give A, not B; learning brings it near.
-#     The error of A = sum_j f_j T_j, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
+# A = sum_j f_j T_j rebuilds B. In a plane, if u.u = w.w = 1, u.w = 0, v = (v.u) u + (v.w) w.
+# Tables are vectors, too: with 64*64 T_j like u, w, A would be B; with 16, learning brings it near.
+#     The error of A, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
 # x = (1, 2), l = (1, 0), r = (0, 1): B = ((1, 2), (2, 4)), f = 2, A = ((0, 2), (0, 0)), error 21.
@@ -239,7 +239,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
-# (q1.k1)(q2.k2), not q.k. (No difference seen.) Heads (default: 1) attend apart, each by its part.
+# (q1.k1)(q2.k2), not q.k; it learns no better. (Heads: parts, each with shares of its own; here 1.)
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -249,7 +249,7 @@ def attention(settings, query, keys):
     # n products of size 1 and random signs add up to about sqrt(n): most cancel. Divide each dot by
     # that (2 pieces: sqrt(8) * sqrt(8) = 8), else one share is nearly 1, derivatives nearly 0.
     scale, pieces, scores = len(query[0]) ** (-settings.pieces / 2), settings.pieces, []
-    for key in keys:  # scores will be [so far][heads]
+    for key in keys:  # scores will be [so far][heads]: for the first '<', [4][1]
         dots = list(map(dot, query, key))  # q1.k1, q2.k2, then those of the next head
         scores.append([product(dots[i:i + pieces]) for i in range(0, len(dots), pieces)])
     return [softmax(collect(of_head), scale) for of_head in zip(*scores)]
@@ -298,7 +298,7 @@ def shapes(settings):
         for factor in range(2 if degree == 4 else degree):
             out[f'eye{number}.{factor}'] = (width, half if degree == 4 else pixels)
     out['mouth.vision_position'] = (settings.patches ** 2 * len(settings.tokens), width)
-    out['mouth.text_position'] = (settings.longest, width)
+    out['mouth.text_position'] = (settings.longest, width)  # longest: letters in a text, at most
     out['mouth.embedding'] = out['mouth.logits'] = (letters, width)
     for layer in range(settings.layers):
         out.update({f'mouth{layer}.{p}': (width, width) for p in 'query key value output'.split()})
@@ -308,8 +308,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. Such
-    # a w can learn, as d(w.x)/dw = x: first logits. What made x waits: d(w.x)/dx = w is 0 as yet.
+    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. In
+    # step 1, of the mouth only logits learns: d(w.x)/dw = x, but d(w.x)/dx = w = 0; then the rest.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far only G's Values are on the tape. All examples use them: put it aside, or the first's
-    # backward() would empty it. Each adds to G's grads; after the last, walk_back() hands them on.
+    # So far only G's Values are on the tape. All examples use them: their grads are complete only
+    # after the last: put this tape aside (the first's backward() would empty it), and walk it then.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -376,7 +376,7 @@ def gradient(settings, loss_of, numbers, examples):
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
 # moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
-# step 1, g's is 0.15 g. It is divided by 1 - BETA^step, first 0.15. Decay: unneeded numbers fade.
+# step 1, that of g is 0.15 g. Divide by 1 - BETA^step, first 0.15. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -466,7 +466,8 @@ def answer(weights, settings, x):
     vision, said = see(weights, settings, x), {}
     missing, tokens = rebuilding_loss(weights, settings, vision, x), sum(map(len, vision))
     for question in settings.questions:
-        cache, letters, probability = prefill(weights, settings, vision), [], 1.0
+        cache = prefill(weights, settings, vision)
+        letters, probability = [], 1.0
         options = {'choose': sampler(settings, x, question)} if settings.temperature else {}
         for letter, p in speak(weights, settings, cache, PROMPTS[question], **options):
             probability *= p  # EOS counts, too
@@ -561,7 +562,8 @@ def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
     defaults = {name: json.loads(default.split('/')[column]) for _, name, default, *_ in ROWS}
-    learned = given.get('learned', given.get('questions', ['name']))  # new: what is asked
+    # What a file's model has learned, its file says; a new model learns what is asked.
+    learned = given.get('learned', given.get('questions', ['name']))
     defaults.update(learned=learned, questions=learned)
     settings = argparse.Namespace(**{**defaults, **given})
     texts = [EOS]
@@ -650,8 +652,9 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = {}  # pipe: process
-    # Ctrl-C sends SIGINT to all processes; only this one may end by it. Where they start as copies
-    # of this one (fork), they inherit how it reacts: so ignore it meanwhile. Elsewhere: follow().
+    # Ctrl-C sends SIGINT to all processes; only this one may end by it. If they start as copies of
+    # this one (fork), they inherit how it reacts: so ignore it meanwhile. If they start anew, see
+    # follow().
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
@@ -721,7 +724,8 @@ def shrink(line, size, start=0.0, length=None):
     part = (length or len(line)) / size
     edges = [min(max(start + i * part, 0), len(line)) for i in range(size + 1)]  # 0, 1.5, 3
     sums = [0, *accumulate(line)]  # 0, 2, 4, 9
-    # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts.
+    # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts. Between
+    # two edges lies their difference.
     line = [*line, 0]  # the edge at the end cuts none
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / part for a, b in zip(before, before[1:])]
@@ -761,7 +765,8 @@ def prepare(settings, pixels):
 
 def examples(settings, digits):
     """[(pixels, digit)] -> (pixels, text) without end; stage_loss() will prepare the pixels"""
-    rng, digits = random.Random(settings.seed), list(digits)
+    rng = random.Random(settings.seed)
+    digits = list(digits)
     for epoch in count():
         rng.shuffle(digits)
         for i, (pixels, digit) in enumerate(digits, epoch * len(digits)):
@@ -994,7 +999,7 @@ def centre(ink):
     side = max(len(lines), len(lines[0]))
     for _ in range(2):  # what is narrow stays so: it is filled up to a square
         lines = list(zip(*[shrink(line, 20, length=side) for line in lines]))
-    for _ in range(2):
+    for _ in range(2):  # the middle of all ink, column by column, comes to 14
         masses = [sum(column) for column in zip(*lines)]
         middle = dot(masses, range(20)) / (sum(masses) or 1.0)  # 1.0: no ink
         lines = list(zip(*[shrink(line, 28, round(middle) - 14, 28) for line in lines]))
@@ -1009,13 +1014,15 @@ def kept(weights, settings, x):
     # the patch; ten times, subtract the derivative / (4 (a + w.w)): w becomes
     #     (a w + p / 2) / (a + w.w)    (a power iteration)
     # with a = sqrt(A.A) = sqrt(f.(G f)). Any small step would do; of this one, ten are enough.
-    out, (left, right) = [], [patterns(weights, settings, factor) for factor in (0, 1)]
+    left, right = [patterns(weights, settings, factor) for factor in (0, 1)]
     columns = list(zip(*left, *right))  # one for each pixel; none without degree 2
+    out = []
     for patch in split(x, len(x) // settings.patches ** 2):
         f, w = code(settings, look(weights, settings, patch)), patch
         a = max(dot(f, linear(weights['gram'], f)), 0.0) ** 0.5  # rounded, it may be below 0
         for _ in range(10):
-            p = linear(columns, list(map(mul, f + f, linear(right + left, w))))
+            amounts = map(mul, f + f, linear(right + left, w))  # f_j (r_j.w), then f_j (l_j.w)
+            p = linear(columns, list(amounts))
             size = a + dot(w, w) + 1e-30  # never divide by zero
             w = [(a * s + t / 2) / size for s, t in zip(w, p)]
         out += w
@@ -1050,14 +1057,14 @@ TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),
          '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
-    """Answers a request, in a thread of its own. Of http.server, it uses what reads and writes
-    headers."""
+    """Answers a request, in a thread of its own: http.server calls handle(). The client's bytes
+    are read from rfile; ours are written to wfile."""
     timeout = 5  # seconds that the other side may be silent
     log_message = send_error = lambda *_: None  # http.server is to say nothing
 
     def handle(self):
         """Answer with a page (bytes), or else with JSON."""
-        self.raw_requestline = self.rfile.readline(65537)
+        self.raw_requestline = self.rfile.readline(65537)  # such as GET / HTTP/1.1
         status, content = self.respond()
         page = type(content) is bytes
         self.request_version = 'HTTP/1.0'  # else HTTP/0.9 would get no status
@@ -1103,16 +1110,16 @@ class Page(BaseHTTPRequestHandler):
         port = self.server.server_port
         ours = [f'http://{name}:{port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
-        # Host: the name in the address bar. A site can have its own name lead to 127.0.0.1 (DNS
-        # rebinding): its page would count as ours, and could read our answers.
+        # Another site's page, open in our browser, may send us requests. Either straight: then the
+        # browser names that site (Origin). Or to a name of its own that it lets lead here (DNS
+        # rebinding): then the browser takes it for ours, but says that name (Host).
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
-        # Origin: the site whose page sends this. Any page can, to any address.
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
 
 class Server(ThreadingHTTPServer):
     """A thread for each request."""
     request_queue_size = 64  # clients that may wait for a thread
-    # True: a port can be taken again at once. (In Windows, two could share it.)
+    # True: the port can be taken again at once. (In Windows, two could share it.)
     allow_reuse_address = os.name != 'nt'
     handle_error = lambda *_: None  # a client that goes away is no error
 

@@ -4,7 +4,7 @@ First: how many of all 10,000 it names rightly, if they are shifted, slanted and
 by up to 0, 1.4 and 3 pixels each. Then, as one draws on the page: how many keep the name they had,
 on a paper of 280x280: as they are; at half the size, off the middle; with lines a pixel of 28 thicker.
 
-VLM_MNIST=folder says where MNIST is. Three minutes with PyPy.
+VLM_MNIST=folder says where MNIST is. Four to five minutes with PyPy.
 """
 import os, random, sys
 from pathlib import Path
