@@ -1166,15 +1166,13 @@ def train(settings, numbers, digits):
         progress('interrupted: on to the report (Ctrl-C again to stop at once)')
 
 def report(weights, settings, digits):
-    """Answer for all digits; show the first twenty, and how many answers were right."""
+    """Show the first twenty answers; then print how many of all are right."""
+    show_answers(weights, settings, digits[:20])
     answers = []
     with processes(settings.jobs) as share_out:
         for some in split(digits, 1000):
             images = share_out(partial(prepare, settings), [pixels for pixels, _ in some])
-            more = share_out(partial(answer, weights, settings), images)
-            if not answers:
-                show_answers(settings, some[:20], images, more)
-            answers += more
+            answers += share_out(partial(answer, weights, settings), images)
             progress(f'tested {len(answers)}/{len(digits)} images',
                      stay=len(answers) == len(digits))
     error = sum(missing for _, missing in answers) / len(digits)
@@ -1187,13 +1185,15 @@ def report(weights, settings, digits):
         print(f'test accuracy{which}: {right}/{len(digits)} = {right / len(digits):.2%} '
               f'(95% interval {low:.2f}-{high:.2f})')
 
-def show_answers(settings, digits, images, answers):
-    """Show what is said of some digits: below pictures, or, without a terminal, line by line."""
+def show_answers(weights, settings, digits):
+    """Show what is said of each: below its picture, or, without a terminal, in a line."""
     question = settings.questions[0]
+    images = [prepare(settings, pixels) for pixels, _ in digits]
     names = [ANSWERS[question][label] for _, label in digits]
-    texts = [caption(name, said[question]) for name, (said, _) in zip(names, answers)]
+    texts = [caption(name, answer(weights, settings, x)[0][question])
+             for name, x in zip(names, images)]
     if sys.stdout.isatty():
-        show(settings, images[:len(texts)], texts)
+        show(settings, images, texts)
     else:
         for (_, label), name, text in zip(digits, names, texts):
             print(f'[{label}] true: {name} | generated: {text}')
