@@ -732,10 +732,10 @@ def shrink(line, size, start=0.0, length=None):
 
 def pixel_order(settings):
     """-> for each number of x, which pixel it is, counted row by row (one patch: 0, 1, 2 ...)"""
-    size, part = settings.size, range(settings.size // settings.patches)
-    corners = range(0, size, len(part))
-    return [(top + row) * size + left + column
-            for top in corners for left in corners for row in part for column in part]
+    size = settings.size
+    part = size // settings.patches
+    # by the row and the column of the patch; within one, they keep their order
+    return sorted(range(size ** 2), key=lambda i: (i // size // part, i % size // part))
 
 def downscale(settings, pixels):
     """pixels [side * side] -> their means in [size * size] equal squares, patch after patch"""
