@@ -684,18 +684,19 @@ def pause_gc():
 
 def shared_map(pipes, function, items):
     """pipes to other processes -> [function(item) for item in items]; dead pipes are removed"""
-    results, stride = [None] * len(items), len(pipes) + 1
-    for rank, pipe in enumerate(pipes, 1):
+    size = max(math.ceil(len(items) / (len(pipes) + 1)), 1)
+    own, shares = items[:size], split(items[size:], size)
+    for pipe, share in zip(pipes, shares):
         with suppress(OSError):  # it has ended: noticed below
-            pipe.send((function, items[rank::stride]))  # rank 1 of 3: 1, 4, 7 ...
-    results[::stride] = map(function, items[::stride])
-    for rank, pipe in enumerate(list(pipes), 1):  # a copy, as pipes may lose some
+            pipe.send((function, share))
+    results = list(map(function, own))
+    for pipe, share in zip(list(pipes), shares):  # a copy, as pipes may lose some
         try:
-            results[rank::stride] = pipe.recv()
+            results += pipe.recv()
         except (EOFError, OSError):
             progress('a process died: this one does its work')
             pipes.remove(pipe)
-            results[rank::stride] = map(function, items[rank::stride])
+            results += map(function, share)
     return results
 
 def follow(pipe):

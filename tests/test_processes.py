@@ -147,7 +147,7 @@ class Processes(unittest.TestCase):
         for method in METHODS:
             with self.subTest(method), mock.patch.object(vlm, 'gradient', die):
                 use(method)
-                self.check(3, 2, 1, 'died')
+                self.check(3, 1, 2, 'died')  # then the other, which now gets the last portion
 
     def test_exception(self):
         """An exception in any process surfaces as itself, in a line at most; no process stays."""
