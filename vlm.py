@@ -1217,11 +1217,11 @@ def main(argv=None):
         write_file(settings.save)
     server = open_server(settings.page) if settings.page is not None else None
     numbers = numbers or first_numbers(settings)
-    images = ''
+    counts = [f'{len(numbers):,} parameters']
     if settings.steps or settings.test:
         digits, test = load_digits(settings.data, settings.size)
-        images = f', {len(digits):,} training images, {len(test):,} test images'
-    print(f'{len(numbers):,} parameters{images}')
+        counts += [f'{len(digits):,} training images', f'{len(test):,} test images']
+    print(', '.join(counts))
     own, usual = vars(settings), vars(complete({'size': settings.size}))
     changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
     # The size, and what is not the default
