@@ -413,7 +413,7 @@ import argparse, gc, gzip, hashlib, json, multiprocessing, os, signal, socket, s
 import time, urllib.parse, urllib.request, webbrowser, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 
 # ---- Messages ------------------------------------------------------------------------------------
@@ -767,10 +767,10 @@ def prepare(settings, pixels):
 def examples(settings, digits):
     """[(pixels, digit)] -> (pixels, text) without end; stage_loss() will prepare the pixels"""
     rng = random.Random(settings.seed)
-    digits = list(digits)
-    for epoch in count():
+    digits, i = list(digits), 0  # i: how many examples so far
+    while True:
         rng.shuffle(digits)
-        for i, (pixels, digit) in enumerate(digits, epoch * len(digits)):
+        for pixels, digit in digits:
             if settings.distort:
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
@@ -779,6 +779,7 @@ def examples(settings, digits):
             question = settings.questions[i // 2 % len(settings.questions)]
             text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             yield pixels, text[:3] if i % 2 else text
+            i += 1
 
 # ---- Files: weights ------------------------------------------------------------------------------
 def write_file(path, content=b''):
