@@ -495,11 +495,10 @@ STAGES = {  # the prefix of the matrices that change ('': all)
 def stage_loss(weights, settings, pixels, text):
     """raw pixels and a text, as examples() yields them -> their loss in this stage"""
     x = prepare(settings, pixels)  # here, so that processes share this work
-    if settings.stage == 'eye':  # how badly it rebuilds
-        vision = see(weights, settings, x)
-        return settings.reconstruction * rebuilding_loss(weights, settings, vision, x)
     if settings.stage == 'mouth':  # how badly it spells, without vision tokens
         return naming_loss(weights, settings, [], text)
+    if settings.stage == 'eye':  # how badly it rebuilds, as there are no letters
+        text = ''
     return joint_loss(weights, settings, x, text)
 
 def learning_places(settings):
