@@ -811,18 +811,18 @@ def load(path):
     folder = data_folder().parent  # what is not here may be there: data/weights-8.json, say
     found = [place for place in (Path(path), folder / path) if place.exists()]
     check(found, f'{path} is neither here nor in {folder}')
-    content, good = found[0].read_bytes(), False
+    content = found[0].read_bytes()
     with suppress(Exception):  # a file that is not ours can be wrong in many ways
         file = json.loads(content)
         saved = {'learned': ['name'], **file['settings']}  # older files lack `learned`
         settings, numbers = complete(saved), file['numbers']  # questions: those learned
-        good = (saved.keys() == {*SHAPING} and type(saved['learned']) is list
+        if (saved.keys() == {*SHAPING} and type(saved['learned']) is list
                 and not mistakes(settings)  # so each of its questions is in the table
                 and settings.layers < len(numbers)  # else shapes() may loop a billion times
                 and len(numbers) == sum(map(math.prod, shapes(settings).values()))
-                and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers)))
-    check(good, f'{path} is damaged, or not a weights file of vlm.py')
-    return saved, list(map(float, numbers))
+                and {int, float} >= set(map(type, numbers)) and all(map(math.isfinite, numbers))):
+            return saved, list(map(float, numbers))
+    check(False, f'{path} is damaged, or not a weights file of vlm.py')
 
 # ---- Digits: MNIST, or those bundled in data/ ----------------------------------------------------
 MIRRORS = ['https://storage.googleapis.com/cvdf-datasets/mnist/',
