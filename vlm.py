@@ -566,8 +566,8 @@ def complete(given):
     defaults.update(learned=learned, questions=learned)
     settings = argparse.Namespace(**{**defaults, **given})
     texts = [EOS]
-    for question in learned:  # mistakes() will refuse one that is in no row
-        texts += [PROMPTS.get(question, ''), *ANSWERS.get(question, [])]
+    for question in ANSWERS.keys() & learned:  # mistakes() will refuse others
+        texts += [PROMPTS[question], *ANSWERS[question]]
     settings.vocabulary = sorted(set(''.join(texts)))
     settings.longest = max(map(len, texts)) + 1  # letters to say, EOS among them
     return settings
