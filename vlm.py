@@ -541,7 +541,7 @@ mlp             1         1     hidden units of a layer, per number of the width
 temperature     0.0       0.0   above 0: a random letter, not the likeliest
 top_p           1.0       1e-9  of the likeliest letters, together this probable
 """}
-ROWS = [(group, *line.split(None, 3)) for group, lines in OPTIONS.items()
+ROWS = [(*line.split(None, 3), group) for group, lines in OPTIONS.items()
         for line in lines.strip().splitlines()]
 
 def degrees(text):
@@ -555,12 +555,12 @@ SPECIAL = {  # what argparse needs to know of some options; True: --page without
 
 # The settings that shape the weights; saved with them. `learned` (in no row above) lists the
 # questions that they know; settings.questions, those to ask in this run: perhaps fewer.
-SHAPING = ['size', 'learned', *[name for group, name, *_ in ROWS if group == 'model']]
+SHAPING = ['size', 'learned', *[name for name, *_, group in ROWS if group == 'model']]
 
 def complete(given):
     """some settings -> all: the others are the defaults of their size"""
     column = -1 if given.get('size') == 14 else 0  # of two defaults; a single one is both
-    defaults = {name: json.loads(default.split('/')[column]) for _, name, default, *_ in ROWS}
+    defaults = {name: json.loads(default.split('/')[column]) for name, default, *_ in ROWS}
     # What a file's model has learned, its file says; a new model learns what is asked.
     learned = given.get('learned', given.get('questions', ['name']))
     defaults.update(learned=learned, questions=learned)
@@ -574,7 +574,7 @@ def complete(given):
 
 def mistakes(settings):
     """-> what is wrong with the settings (a file's can be of any type), or ''"""
-    for _, name, _, least, _ in ROWS:
+    for name, _, least, *_ in ROWS:
         value, least = vars(settings)[name], json.loads(least)
         if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
@@ -606,7 +606,7 @@ def parse(argv):
         description='It learns to answer questions about handwritten digits, then is tested. '
         'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for group in OPTIONS}
-    for group, name, default, least, meaning in ROWS:
+    for name, default, least, meaning, group in ROWS:
         kind = str if least == 'null' else type(json.loads(least))
         shown = default.strip('"[]')  # as one types it
         text = meaning if default == 'null' else f'{meaning} (default: {shown})'
@@ -1223,7 +1223,7 @@ def main(argv=None):
         counts += [f'{len(digits):,} training images', f'{len(test):,} test images']
     print(', '.join(counts))
     own, usual = vars(settings), vars(complete({'size': settings.size}))
-    changed = [name for _, name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
+    changed = [name for name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
     # The size, and what is not the default
     print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]))
     if settings.steps:
