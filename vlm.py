@@ -915,15 +915,15 @@ def caption(right, said):
     mark = ('✗✓' if unicode() else 'x+')[said['name'] == right]
     return f'{said["name"]} {mark} {said["probability"]:.1%}'
 
-def show(settings, images, captions):
-    """Print each image x above its caption, side by side in 80 columns."""
+def show(settings, pictures):
+    """[(image x, caption)] -> print each image above its caption, side by side in 80 columns"""
     plain = (not sys.stdout.isatty() or not unicode() or os.environ.get('NO_COLOR')
              or os.environ.get('TERM') == 'dumb'
              or os.name == 'nt' and 'WT_SESSION' not in os.environ)  # an old console
     width = settings.size * (2 if plain else 1)
-    column = max(width, *map(len, captions))
+    column = max([width, *(len(text) for _, text in pictures)])
     blocks = []
-    for x, text in zip(images, captions):
+    for x, text in pictures:
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
@@ -976,14 +976,13 @@ def to_draw(settings):
 
 def exhibit(weights, settings):
     """Draw the answers in settings.draw; print the images, and what is read in them."""
-    drawings, captions = [], []
+    pictures = []
     for name in to_draw(settings):
         question = question_of(settings, name)
         x = draw(weights, settings, PROMPTS[question] + name + EOS)[-1]
         said = answer(weights, settings, x)[0][question]
-        drawings.append(x)
-        captions.append(f'{name}: {caption(name, said)}')
-    show(settings, drawings, captions)
+        pictures.append((x, f'{name}: {caption(name, said)}'))
+    show(settings, pictures)
 
 # ---- A page to play with -------------------------------------------------------------------------
 def centre(ink):
@@ -1188,16 +1187,15 @@ def report(weights, settings, digits):
 
 def show_answers(weights, settings, digits):
     """Show what is said of each: below its picture, or, without a terminal, in a line."""
-    question = settings.questions[0]
-    images = [prepare(settings, pixels) for pixels, _ in digits]
-    names = [ANSWERS[question][label] for _, label in digits]
-    texts = [caption(name, answer(weights, settings, x)[0][question])
-             for name, x in zip(names, images)]
-    if sys.stdout.isatty():
-        show(settings, images, texts)
-    else:
-        for (_, label), name, text in zip(digits, names, texts):
+    question, pictures = settings.questions[0], []
+    for pixels, label in digits:
+        x, name = prepare(settings, pixels), ANSWERS[question][label]
+        text = caption(name, answer(weights, settings, x)[0][question])
+        if sys.stdout.isatty():
+            pictures.append((x, text))
+        else:
             print(f'[{label}] true: {name} | generated: {text}')
+    show(settings, pictures)
 
 def interval(right, total):
     """how many of so many answers were right -> the 95% interval of the true accuracy, in %"""

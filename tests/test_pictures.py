@@ -56,7 +56,7 @@ class Pictures(Case):
         out.isatty = lambda: tty
         env = {'NO_COLOR': '', 'TERM': 'xterm', 'WT_SESSION': '1', **env}  # the last: Windows
         with mock.patch.dict(os.environ, env), contextlib.redirect_stdout(out):
-            vlm.show(tiny(), *map(list, zip(*captioned)))
+            vlm.show(tiny(), captioned)
             out.flush()
         return out.buffer.getvalue().decode(encoding)
 
@@ -81,7 +81,7 @@ class Pictures(Case):
             captioned = [([1.0] * size ** 2, 'seven ✓ 99.9%')] * 20
             with mock.patch.dict(os.environ, NO_COLOR='', TERM='xterm'), \
                     contextlib.redirect_stdout(out):
-                vlm.show(vlm.complete({'size': size}), *map(list, zip(*captioned)))
+                vlm.show(vlm.complete({'size': size}), captioned)
                 out.flush()
             text = re.sub('\x1b[^m]*m', '', out.buffer.getvalue().decode())
             widths = {len(line) for line in text.split('\n') if line}
