@@ -543,6 +543,7 @@ top_p           1.0       1e-9  of the likeliest letters, together this probable
 """}
 ROWS = [(*line.split(None, 3), group) for group, lines in OPTIONS.items()
         for line in lines.strip().splitlines()]
+LEAST = {name: json.loads(least) for name, _, least, *_ in ROWS if least != 'null'}
 
 def degrees(text):
     """'3,2,3' -> [2, 3, 3]"""
@@ -574,9 +575,9 @@ def complete(given):
 
 def mistakes(settings):
     """-> what is wrong with the settings (a file's can be of any type), or ''"""
-    for name, _, least, *_ in ROWS:
-        value, least = vars(settings)[name], json.loads(least)
-        if least is not None and not (type(value) is type(least) and least <= value <= 1e9):
+    for name, least in LEAST.items():
+        value = vars(settings)[name]
+        if not (type(value) is type(least) and least <= value <= 1e9):
             return f'{name.replace("_", "-")} must be from {least} to 1e9, not {value!r}'
     s, asked = settings, settings.questions
     codes = s.tokens.count(2) * s.width  # how many latents of degree 2
@@ -606,8 +607,8 @@ def parse(argv):
         description='It learns to answer questions about handwritten digits, then is tested. '
         'Of two defaults, the second is for --size 14.')
     groups = {group: parser.add_argument_group(group) for group in OPTIONS}
-    for name, default, least, meaning, group in ROWS:
-        kind = str if least == 'null' else type(json.loads(least))
+    for name, default, _, meaning, group in ROWS:
+        kind = type(LEAST[name]) if name in LEAST else str
         shown = default.strip('"[]')  # as one types it
         text = meaning if default == 'null' else f'{meaning} (default: {shown})'
         groups[group].add_argument('--' + name.replace('_', '-'), metavar='X', help=text,
