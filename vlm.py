@@ -632,9 +632,9 @@ def parse(argv):
 
 # ---- Many processes: data parallelism ------------------------------------------------------------
 # The first process sends the others a function and some items, through a pipe each; they send
-# back the results. Meanwhile the first does its own share; if another dies or fails, that share,
-# too. (All is pickled, turned into bytes. A function becomes just its name, so it must be at top
-# level; a partial of one will do.)
+# back the results. Meanwhile the first does its own share; if another dies or fails, it does that
+# share, too. (All is pickled, turned into bytes. A function becomes just its name, so it must be at
+# top level; a partial of one will do.)
 #
 # A sum of floats depends on the order. So a minibatch is always cut into two portions, whose
 # gradients are added in order: any number of processes learns the same weights, to the last bit.
