@@ -653,20 +653,17 @@ def processes(number):
     pause_gc()
     others = {}  # pipe: process
     # Ctrl-C sends SIGINT to all processes; only this one may end by it. If they start as copies of
-    # this one (fork), they inherit how it reacts: so ignore it meanwhile. If they start anew, see
-    # follow().
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
+    # this one (fork), they inherit that they ignore it; if they start anew, see follow().
     try:
-        for _ in range(number - 1):
-            ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()  # that process has its own copy
-            others[ours] = process
+        with no_interrupt():
+            for _ in range(number - 1):
+                ours, theirs = multiprocessing.Pipe()
+                process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
+                process.start()
+                theirs.close()  # that process has its own copy
+                others[ours] = process
     except (OSError, EOFError) as error:  # EOFError: fork server died
         progress(f'no further process can be started: {error}')
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield partial(shared_map, list(others))
     finally:
@@ -675,6 +672,15 @@ def processes(number):
             process.kill()
             process.join()
             pipe.close()
+
+@contextmanager
+def no_interrupt():
+    """Ignore Ctrl-C meanwhile."""
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
 
 def pause_gc():
     """Save a sixth of the time: CPython need not search for garbage in cycles, as we make none.
@@ -703,8 +709,8 @@ def follow(pipe):
     """What the other processes do: receive a function and items, send back the results."""
     pause_gc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_first, daemon=True).start()
     with suppress(Exception, SystemExit):  # it ends; the first repeats its share, and the error
+        threading.Thread(target=end_with_first, daemon=True).start()
         while True:
             function, items = pipe.recv()
             pipe.send(list(map(function, items)))
@@ -786,6 +792,7 @@ def write_file(path, content=b''):
     """Write bytes under a temporary name, then rename it. No bytes: only try whether one can."""
     path = Path(os.path.realpath(path))  # a link stays: its file is replaced
     check(path.is_file() or not path.exists(), f'{path} is not a regular file')
+    check(os.access(path, os.W_OK) or not path.exists(), f'{path} is write-protected')
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         part.write_bytes(content)
@@ -852,11 +859,11 @@ def read_idx(folder, name, *shape):
     path = find(folder, name) or folder / name
     start, size = 8 + 4 * len(shape), math.prod(shape)
     content = unzip(path.read_bytes())
-    items = split(content[start:], size)
-    header = b''.join(n.to_bytes(4, 'big') for n in (0x801 + len(shape), len(items), *shape))
-    check(items and len(items[-1]) == size and content[:start] == header,
+    number = max(len(content) - start, 0) // size
+    header = b''.join(n.to_bytes(4, 'big') for n in (0x801 + len(shape), number, *shape))
+    check(number and content[:start] == header and len(content) == start + number * size,
           f'{path} is damaged, or not an IDX file of {shape or "labels"}')
-    return items
+    return split(content[start:], size)
 
 def read_digits(folder, kind, side):
     """-> the digits of a folder: [(pixels, digit)]"""
@@ -1142,8 +1149,14 @@ def serve(server, weights, settings):
         # Without a desktop, a text browser might take the terminal.
         desktop = {'DISPLAY', 'WAYLAND_DISPLAY', 'BROWSER'} & os.environ.keys()
         if sys.stdout.isatty() and (desktop or os.name == 'nt' or sys.platform == 'darwin'):
-            webbrowser.open(address)
+            # In a thread: some browsers return only when they are closed.
+            threading.Thread(target=open_browser, args=(address,), daemon=True).start()
         server.serve_forever()
+
+def open_browser(address):
+    """Open a browser, if that can be done."""
+    with suppress(Exception):  # BROWSER can be wrong in many ways
+        webbrowser.open(address)
 
 # ---- A run: learn, save, report, draw, serve -----------------------------------------------------
 def train(settings, numbers, digits):
@@ -1228,7 +1241,8 @@ def main(argv=None):
     if settings.steps:
         train(settings, numbers, digits)
     if settings.save is not None:
-        save(settings.save, settings, numbers)
+        with no_interrupt():  # it may have been meant for the last step
+            save(settings.save, settings, numbers)
     weights = matrices(settings, numbers)
     if settings.test:
         report(weights, settings, test[:settings.test])

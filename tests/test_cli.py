@@ -339,6 +339,12 @@ class Weights(Runs):
                 words = {'': 'not a regular', '/': 'not a regular', 'link': 'pipe'}.get(name, name)
                 self.refused(1, words, *self.tiny, '--save', path)
 
+    def test_write_protected(self):
+        """A file of which its owner has said that it must not change stays as it is."""
+        self.file.write_bytes(b'precious')
+        self.patch(vlm.os, access=lambda path, mode: (str(path), mode) != (str(self.file), os.W_OK))
+        self.refused(1, 'write-protected', *self.tiny, '--save', self.file)
+
     @unittest.skipUnless(hasattr(os, 'mkfifo'), 'links need privileges here')
     def test_save_to_link(self):
         """A link, as /dev/stdout is one, stays a link: it is its file that gets the weights."""
@@ -458,6 +464,20 @@ class Interruptions(Runs):
             with self.subTest(function), failing:
                 status, _, err = run(*self.tiny, '--save', self.folder / 'saved')
                 self.assertEqual((status, 'Traceback' in err), (130, False))
+
+    def test_while_saving(self):
+        """Ctrl-C a moment too late for the learning does not cost what was learned."""
+        write_file = vlm.write_file
+        def interrupted(path, content=b''):
+            if content:
+                signal.raise_signal(signal.SIGINT)
+            write_file(path, content)
+        self.patch(vlm, write_file=interrupted)
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        status, out, err = run(*self.tiny, '--steps', 1, '--save', self.folder / 'saved')
+        self.assertEqual(status, 0, err)
+        self.assertIn('numbers', json.loads((self.folder / 'saved').read_bytes()))
+        self.assertEqual(signal.getsignal(signal.SIGINT), on_interrupt)
 
     @unittest.skipIf(os.name == 'nt', 'Windows has no SIGINT to send')
     def test_signal(self):

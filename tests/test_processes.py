@@ -95,6 +95,13 @@ class Processes(unittest.TestCase):
         self.assertEqual((workers, [words in line for line in lines]), (left, [True] * lost), lines)
         self.assertEqual(bits, self.alone())
 
+    def test_no_thread(self):
+        """Another process that cannot start its thread ends without a word."""
+        self.addCleanup(signal.signal, signal.SIGINT, self.on_interrupt)
+        self.addCleanup(gc.enable)
+        with mock.patch.object(vlm.threading, 'Thread', side_effect=RuntimeError):
+            self.assertIsNone(vlm.follow(None))
+
     def test_same_bits(self):
         """Any number of processes, even more than portions, started in any way."""
         for method, count in [*itertools.product(METHODS, (2, 5)), (METHODS[0], 1),
