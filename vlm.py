@@ -653,17 +653,19 @@ def processes(number):
     pause_gc()
     others = {}  # pipe: process
     # Ctrl-C sends SIGINT to all processes; only this one may end by it. If they start as copies of
-    # this one (fork), they inherit that they ignore it; if they start anew, see follow().
+    # this one (fork), they inherit that it is ignored; if they start anew, see follow().
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
-        with no_interrupt():
-            for _ in range(number - 1):
-                ours, theirs = multiprocessing.Pipe()
-                process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
-                process.start()
-                theirs.close()  # that process has its own copy
-                others[ours] = process
+        for _ in range(number - 1):
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=follow, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()  # that process has its own copy
+            others[ours] = process
     except (OSError, EOFError) as error:  # EOFError: fork server died
         progress(f'no further process can be started: {error}')
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield partial(shared_map, list(others))
     finally:
@@ -672,15 +674,6 @@ def processes(number):
             process.kill()
             process.join()
             pipe.close()
-
-@contextmanager
-def no_interrupt():
-    """Ignore Ctrl-C meanwhile."""
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
 
 def pause_gc():
     """Save a sixth of the time: CPython need not search for garbage in cycles, as we make none.
@@ -1221,6 +1214,12 @@ def interval(right, total):
     root = math.sqrt(s * (right * (total - right) / total + s / 4))
     return [100 * (right + s / 2 + d) / (total + s) for d in (-root, root)]
 
+def summary(settings):
+    """-> the size, and what is not its default: 'size 8, steps 500'"""
+    own, usual = vars(settings), vars(complete({'size': settings.size}))
+    changed = [name for name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
+    return ', '.join(f'{name} {own[name]}' for name in ['size', *changed])
+
 def main(argv=None):
     """Learn, save, report, draw, serve the page: as far as asked for."""
     settings, numbers = parse(argv)
@@ -1234,15 +1233,15 @@ def main(argv=None):
         digits, test = load_digits(settings.data, settings.size)
         counts += [f'{len(digits):,} training images', f'{len(test):,} test images']
     print(', '.join(counts))
-    own, usual = vars(settings), vars(complete({'size': settings.size}))
-    changed = [name for name, *_ in ROWS if name != 'jobs' and own[name] != usual[name]]
-    # The size, and what is not the default
-    print(', '.join(f'{name} {own[name]}' for name in ['size', *changed]))
+    print(summary(settings))
     if settings.steps:
         train(settings, numbers, digits)
     if settings.save is not None:
-        with no_interrupt():  # it may have been meant for the last step
+        try:
             save(settings.save, settings, numbers)
+        except KeyboardInterrupt:  # meant for the last step, perhaps
+            save(settings.save, settings, numbers)
+            raise
     weights = matrices(settings, numbers)
     if settings.test:
         report(weights, settings, test[:settings.test])
