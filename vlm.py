@@ -197,8 +197,8 @@ def code(settings, tokens):
 # is the table l_j r_j^T of latent j's patterns. For tables, . multiplies and adds up elements, too:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (sum_p a_p c_p)(sum_q b_q d_q) = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# A = sum_j f_j T_j rebuilds B. In a plane, if u.u = w.w = 1, u.w = 0, v = (v.u) u + (v.w) w.
-# Tables are vectors, too: with 64*64 T_j like u, w, A would be B; with 16, learning brings it near.
+# In a plane, if u.u = w.w = 1, u.w = 0, v = (v.u) u + (v.w) w. Tables are vectors, too: with 64*64
+# T_j like u, w, A = sum_j f_j T_j would be B. We have 16, of any kind: learning brings A near B.
 #     The error of A, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -239,7 +239,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
-# (q1.k1)(q2.k2), not q.k; it learns no better. (Heads: parts, each with shares of its own; here 1.)
+# (q1.k1)(q2.k2), not q.k; it learns no better. (First, q, k and value are cut into heads: here, 1.)
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -308,8 +308,8 @@ def shapes(settings):
 
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
-    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. In
-    # step 1, of the mouth only logits learns: d(w.x)/dw = x, but d(w.x)/dx = w = 0; then the rest.
+    # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. As
+    # d(w.x)/dw = x, logits moves in step 1; as d(w.x)/dx = w = 0, what made x waits for 2 and 3.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # So far only G's Values are on the tape. All examples use them: their grads are complete only
-    # after the last: put this tape aside (the first's backward() would empty it), and walk it then.
+    # Each example adds to the grads of G's Values, so only after the last may these hand them on.
+    # But backward() walks, and empties, the tape: put G's, which is all so far, aside until then.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -375,8 +375,8 @@ def gradient(settings, loss_of, numbers, examples):
     return total, [leaf.grad for leaf in LEAVES]
 
 # Adam (Kingma and Ba 2015) keeps running means of each derivative g and of its square. A number
-# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: after
-# step 1, that of g is 0.15 g. Divide by 1 - BETA^step, first 0.15. Decay: unneeded numbers fade.
+# moves by rate * mean / sqrt(square): by rate if g is steady, else less. Means begin at 0: a steady
+# g has the mean (1 - BETA^t) g after step t; so divide by that. Decay: unneeded numbers fade.
 BETA1, BETA2 = 0.85, 0.9  # the part of the old mean in a new one; the rest is the new term
 
 def learn(settings, numbers, examples, loss_of=joint_loss, places=None, gradient_of=gradient):
@@ -1058,8 +1058,8 @@ TASKS = {'/': ('GET', lambda *_: (data_folder() / 'page.html').read_bytes()),
          '/read': ('POST', read_drawing), '/draw': ('POST', draw_name)}
 
 class Page(BaseHTTPRequestHandler):
-    """Answers a request, in a thread of its own: http.server calls handle(). The client's bytes
-    are read from rfile; ours are written to wfile."""
+    """Answers a request, in a thread of its own: http.server calls handle(). (Its own handle()
+    would answer mistakes in HTML.) The client's bytes come from rfile, ours go to wfile."""
     timeout = 5  # seconds that the other side may be silent
     log_message = send_error = lambda *_: None  # http.server is to say nothing
 
@@ -1079,7 +1079,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(content if page else json.dumps(content).encode())
         # If we close with input unread, as after a refusal, TCP may drop our answer: so read
         # what is left, until the client closes, or `timeout`.
-        self.connection.shutdown(socket.SHUT_WR)  # no more from us
+        self.connection.shutdown(socket.SHUT_WR)  # no more from us: so it will close
         while self.connection.recv(65536):
             pass
 
@@ -1256,9 +1256,9 @@ if __name__ == '__main__':
     with suppress(AttributeError):  # an editor's own output
         # Not every terminal has an é. Each line appears at once, in a pipe, too.
         sys.stdout.reconfigure(errors='replace', line_buffering=True)
-    # What could not be written is tried again at the end. If that fails (disk full), report it:
-    # so flush inside the try. sys.exit() would flush, and fail, again: os._exit() ends at once, and
-    # leaves no time for a second Ctrl-C.
+    # That a disk is full may show only when Python flushes the output, at its very end, where
+    # nothing catches it: so flush inside the try. After an error, sys.exit() would flush, and fail,
+    # again; os._exit() does not, and leaves no time for a second Ctrl-C.
     try:
         try:
             main()
