@@ -239,7 +239,7 @@ def rebuilding_loss(weights, settings, vision, x):
 # tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
-# (q1.k1)(q2.k2), not q.k; it learns no better. (First, q, k and value are cut into heads: here, 1.)
+# (q1.k1)(q2.k2), not q.k; it learns no better. (Heads: several attentions side by side; here, 1.)
 #
 # The second half, an MLP, works on h alone: `up` makes hidden numbers, relu sets those below 0 to 0
 # (else `down` after `up` would be one matrix, no more), `down` makes what is added to h.
@@ -309,7 +309,7 @@ def shapes(settings):
 def first_numbers(settings):
     """-> random numbers of size 1 / sqrt(columns): dot products are then about 1 (see attention)"""
     # Matrices that make logits, or what is added to h, begin at 0: better nothing than noise. As
-    # d(w.x)/dw = x, logits moves in step 1; as d(w.x)/dx = w = 0, what made x waits for 2 and 3.
+    # d(w.x)/dw = x, logits moves in step 1; as d(w.x)/dx = w = 0, all before it waits for 2 or 3.
     rng, numbers = random.Random(settings.seed), []
     begin = {'query': 0.25, 'output': 0.0, 'down': 0.0, 'logits': 0.0}  # 0.25: nearly equal shares
     for name, (rows, columns) in shapes(settings).items():
@@ -487,8 +487,14 @@ def answer(weights, settings, x):
 #
 #     python vlm.py --stage eye --save FILE
 #     python vlm.py --stage joint --load FILE
+#
+#     joint                      all learns, by both losses
+#     frozen-eye, frozen-mouth   the same, but this part stays as it is
+#     eye                        the eye learns, by rebuilding alone
+#     mouth                      the mouth learns, by the letters alone, without vision tokens
+#
+# (What a stage's loss does not see, as degree 3 in stage eye, only decays: give it --decay 0.)
 
-# (What a stage's loss does not see, as degree 3 in stage eye, decays: give it --decay 0.)
 STAGES = {  # the prefix of the matrices that change ('': all)
     'joint': '', 'eye': 'eye', 'mouth': 'mouth', 'frozen-eye': 'mouth', 'frozen-mouth': 'eye'}
 
@@ -509,6 +515,7 @@ def learning_places(settings):
 # ---- Settings, and the command line --------------------------------------------------------------
 # A row: name; default (a/b: for size 8, for 14); least; meaning. Default and least are JSON, and
 # null is none. The least has the option's type (0.0: float); without one: text, or see SPECIAL.
+# So steps is 380, or 1150 for size 14; at least 0; an int, as 0 is one.
 OPTIONS = {'common': """
 size            8/14      1     pixels on a side, 8 or 14
 steps           380/1150  0     training steps, one minibatch each
@@ -928,7 +935,7 @@ def show(settings, pictures):
         rows = split(greys(settings, x, max(x)), settings.size)
         if plain:  # two characters for a pixel
             lines = [''.join(' .:-=+*#%@'[round(9 * v)] * 2 for v in row) for row in rows]
-        else:      # one for two: ink (38) is the upper, paper (48) the lower; greys: 232-255
+        else:      # one for two: 38;5;A is ▀'s colour, 48;5;B that behind it; greys: 232-255
             lines = [''.join(f'\x1b[38;5;{232 + round(23 * a)};48;5;{232 + round(23 * b)}m▀'
                              for a, b in zip(*pair)) + '\x1b[0m'
                      for pair in zip(rows[::2], rows[1::2])]
