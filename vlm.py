@@ -235,8 +235,8 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. As a token looks only back, key and value stay: a (KV) cache keeps them. For vision
-# tokens, which predict nothing, the last layer (of 1) makes only key, value: nobody reads their h.
+# added to h. As a token looks only back, key and value stay: a (KV) cache keeps them. After the
+# last layer (of 1), h only predicts. Vision tokens predict nothing: there, they stop at key, value.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
 # (q1.k1)(q2.k2), not q.k; it learns no better. (Heads: several attentions side by side; here, 1.)
@@ -364,8 +364,8 @@ def gradient(settings, loss_of, numbers, examples):
     for leaf, number in zip(LEAVES, numbers):
         leaf.data, leaf.grad = number, 0.0
     weights, total = matrices(settings, LEAVES), 0.0
-    # Each example adds to the grads of G's Values, so only after the last may these hand them on.
-    # But backward() walks, and empties, the tape: put G's, which is all so far, aside until then.
+    # Two tapes: from the weights to G, filled just now; from both to a loss, filled and, by
+    # backward(), emptied for each example. All add to G's grads: walk the first tape at the end.
     gram_tape, Value.tape = Value.tape, []
     for x, text in examples:
         loss = loss_of(weights, settings, x, text) / settings.batch
@@ -659,8 +659,8 @@ def processes(number):
     """-> a function like map() that shares its work with number - 1 other processes"""
     pause_gc()
     others = {}  # pipe: process
-    # Ctrl-C sends SIGINT to all processes; only this one may end by it. If they start as copies of
-    # this one (fork), they inherit that it is ignored; if they start anew, see follow().
+    # Ctrl-C sends SIGINT to all processes; only this one may end by it. So ignore it while others
+    # start: copies of this one (fork) inherit that. (If they start anew, see follow().)
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # -> the old handler
     try:
         for _ in range(number - 1):
@@ -732,7 +732,7 @@ def shrink(line, size, start=0.0, length=None):
     edges = [min(max(start + i * part, 0), len(line)) for i in range(size + 1)]  # 0, 1.5, 3
     sums = [0, *accumulate(line)]  # 0, 2, 4, 9
     # The sum before each edge, 0, 3, 9: whole pixels, then a part of the one that it cuts. Between
-    # two edges lies their difference.
+    # two edges lies the difference of their sums.
     line = [*line, 0]  # the edge at the end cuts none
     before = [sums[int(edge)] + edge % 1 * line[int(edge)] for edge in edges]
     return [(b - a) / part for a, b in zip(before, before[1:])]
@@ -741,7 +741,7 @@ def pixel_order(settings):
     """-> for each number of x, which pixel it is, counted row by row (one patch: 0, 1, 2 ...)"""
     size = settings.size
     part = size // settings.patches
-    # by the row and the column of the patch; within one, they keep their order
+    # Sorted by the row and the column of their patch; within it, they keep their order
     return sorted(range(size ** 2), key=lambda i: (i // size // part, i % size // part))
 
 def downscale(settings, pixels):
@@ -758,8 +758,9 @@ def distort(pixels, moves):
     side = math.isqrt(len(pixels))
     lines = split(pixels, side)
     for shift, slant, stretch in split(moves, 3):
-        # A line is read through a window, which begins later by shift, and by slant times -1 (first
-        # line) to 1 (last). By stretch, it is longer at both ends: so the digit gets narrower.
+        # A line is read through a window, which begins later by shift (the digit moves to the left)
+        # and by slant times -1 (first line) to 1 (last). By stretch, it is longer at both ends: so
+        # the digit gets narrower.
         starts = [shift - stretch + slant * ((2 * i + 1) / side - 1) for i in range(side)]
         lines = [shrink(line, side, start, side + 2 * stretch)
                  for line, start in zip(lines, starts)]
@@ -781,7 +782,8 @@ def examples(settings, digits):
                 moves = [rng.uniform(-settings.distort, settings.distort) for _ in range(6)]
                 pixels = distort(pixels, moves)
             # To save time, every second text ends after two letters: later ones are easier. A
-            # question comes twice in a row: if two took turns, the same one would always be cut.
+            # question comes twice in a row: if two took turns, the same one would always be cut. So
+            # i = 0, 1, 2, 3 are: name, name cut, next, next cut.
             question = settings.questions[i // 2 % len(settings.questions)]
             text = PROMPTS[question] + ANSWERS[question][digit] + EOS
             yield pixels, text[:3] if i % 2 else text
@@ -950,7 +952,7 @@ def show(settings, pictures):
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit: the eye can rebuild only such (a learned prior; A. Nguyen et al. 2016, arXiv:1612.00005).
-# Both models in data/ drew ten digits: of 20, the other model reads 17; without that loss, 10.
+# Each model in data/ drew ten digits: of these 20, the other one reads 17; without that loss, 10.
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # the page's threads share one tape (reading needs none)
 
@@ -1084,8 +1086,9 @@ class Page(BaseHTTPRequestHandler):
                          "img-src 'self' data: blob:; frame-ancestors 'none'")
         self.end_headers()
         self.wfile.write(content if page else json.dumps(content).encode())
-        # If we close with input unread, as after a refusal, TCP may drop our answer: so read
-        # what is left, until the client closes, or `timeout`.
+        # To close with input unread, as after a refusal, is to reset the connection: the client may
+        # lose what it has not read yet, our answer. So first read what is left, until the client
+        # closes, or `timeout`.
         self.connection.shutdown(socket.SHUT_WR)  # no more from us: so it will close
         while self.connection.recv(65536):
             pass
@@ -1100,7 +1103,7 @@ class Page(BaseHTTPRequestHandler):
             path, _, query = self.path.partition('?')
             method, task = TASKS.get(path, (None, None))
             if self.command != method:
-                status = 405 if task else 404
+                status = 405 if task else 404  # 405: not by this method; 404: no such path
             check(self.command == method, 'there is only GET /, POST /read and POST /draw')
             question = dict(urllib.parse.parse_qsl(query)).get('ask', settings.questions[0])
             check(question in settings.questions, f'no question is named {question}')
@@ -1119,8 +1122,8 @@ class Page(BaseHTTPRequestHandler):
         ours = [f'http://{name}:{port}'.removesuffix(':80')  # browsers omit it
                 for name in ('localhost', '127.0.0.1')]
         # Another site's page, open in our browser, may send us requests. Either straight: then the
-        # browser names that site (Origin). Or to a name of its own that it lets lead here (DNS
-        # rebinding): then the browser takes it for ours, but says that name (Host).
+        # browser names that site (Origin). Or to evil.com, say, its own name, which it lets lead
+        # here (DNS rebinding): then the browser takes it for ours, but says that name (Host).
         check(f'http://{self.headers.get("Host")}' in ours, 'for this machine only')
         check(self.headers.get('Origin', ours[0]) in ours, 'not for another site')
 
@@ -1181,7 +1184,7 @@ def train(settings, numbers, digits):
 
 def report(weights, settings, digits):
     """Show the first twenty answers; then print how many of all are right."""
-    show_answers(weights, settings, digits[:20])
+    show_answers(weights, settings, digits[:20])  # at once: all are answered below
     answers = []
     with processes(settings.jobs) as share_out:
         for some in split(digits, 1000):
