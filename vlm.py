@@ -193,12 +193,12 @@ def code(settings, tokens):
 # A second loss needs no letters: how well can latents of degree 2 rebuild what they saw (an
 # autoencoder; Dooms and Gauderis 2025, arXiv:2510.16820)? Without it, names are learned just as
 # well; but the chapter Drawing lives on it. As (l.x)(r.x) = sum_pq l_p r_q x_p x_q (p, q: pixels),
-# they saw products of two pixels, x_p x_q, in row p, column q of the table B = x x^T. Likewise, T_j
-# is the table l_j r_j^T of latent j's patterns. For tables, . multiplies and adds up elements, too:
+# they saw products x_p x_q. Let a b^T be the table with a_p b_q in row p, column q: B = x x^T has
+# these; T_j = l_j r_j^T, latent j's patterns. For tables, . multiplies and adds up elements, too:
 #     (a b^T).(c d^T) = sum_pq a_p b_q c_p d_q = (sum_p a_p c_p)(sum_q b_q d_q) = (a.c)(b.d)  (*)
 #     f_j = (l_j.x)(r_j.x) = T_j.B: a latent is how much of T_j is in B
-# In a plane, if u.u = w.w = 1, u.w = 0, v = (v.u) u + (v.w) w. Tables are vectors, too: with 64*64
-# T_j like u, w, A = sum_j f_j T_j would be B. We have 16, of any kind: learning brings A near B.
+# In a plane, v = (v.u) u + (v.w) w, if u, w are of length 1, at right angles. Tables are vectors:
+# with 64*64 such T_j, A = sum_j f_j T_j would be B. With 16, of any kind, learning brings A near B.
 #     The error of A, (A - B).(A - B) = A.A - 2 A.B + B.B, needs no table, by (*):
 #     A.A = sum_ij f_i f_j T_i.T_j = f.(G f), with G_ij = T_i.T_j = (l_i.l_j)(r_i.r_j)
 #     A.B = sum_j f_j T_j.B = sum_j f_j f_j = f.f;  B.B = (x.x)^2
@@ -235,8 +235,8 @@ def rebuilding_loss(weights, settings, vision, x):
 # look for a round shape, and token 0 offer one. '<' has 4 scores: the dot products of its query
 # with the keys so far (causal attention), its own the last. Softmax makes 4 shares of them, like .5
 # .3 .1 .1; '<' fetches the sum of the 4 values, each times its share; `output` makes of it what is
-# added to h. As a token looks only back, key and value stay: a (KV) cache keeps them. After the
-# last layer (of 1), h only predicts. Vision tokens predict nothing: there, they stop at key, value.
+# added to h. As a token looks only back, key and value stay: a (KV) cache keeps them. In the
+# last layer (of 1), a vision token needs only these two, as it has no letter to predict.
 #
 # Tensor-product attention asks for two things at once, like degree 2: q and k, in 2 pieces, score
 # (q1.k1)(q2.k2), not q.k; it learns no better. (Heads: several attentions side by side; here, 1.)
@@ -952,7 +952,8 @@ def show(settings, pictures):
 # Hold the weights still, and let the image learn: backward() goes down to the pixels. With the
 # loss of the letters alone, much of it becomes noise. The rebuilding loss makes it look like a
 # digit: the eye can rebuild only such (a learned prior; A. Nguyen et al. 2016, arXiv:1612.00005).
-# Each model in data/ drew ten digits: of these 20, the other one reads 17; without that loss, 10.
+# Each model in data/ drew ten digits. The one that did not draw them reads 17 of 20; without that
+# loss, 10.
 STEPS, LIKENESS = 80, 0.5   # LIKENESS: the factor of the rebuilding loss
 DRAWING = threading.Lock()  # the page's threads share one tape (reading needs none)
 
